@@ -1,0 +1,32 @@
+"""Cross pseudo supervision between the twin networks (Eq. 2)."""
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from nnunet_dvcl.losses.precision import at_least_float32
+
+_IGNORED = -100
+
+
+def cross_pseudo_supervision(logits_a: Tensor, logits_b: Tensor, valid: Tensor) -> Tensor:
+    """CE(A, argmax B) + CE(B, argmax A) on unlabeled images: DVCL, Eq. 2 (Chen et al., CVPR 2021).
+
+    The pseudo-labels carry no gradient: each term reaches one network only.
+
+    Args:
+        logits_a: [B, C, *S] full-resolution output of network A on unlabeled images.
+        logits_b: [B, C, *S], the same of network B.
+        valid: [B, *S] bool, False where padding was added: such voxels do not count.
+
+    Returns:
+        [] the sum of both means over the valid voxels, at least float32; 0 where no voxel is valid.
+    """
+    return _pseudo_supervision(logits_a, logits_b.argmax(1), valid) + _pseudo_supervision(
+        logits_b, logits_a.argmax(1), valid
+    )
+
+
+def _pseudo_supervision(logits: Tensor, pseudo_labels: Tensor, valid: Tensor) -> Tensor:
+    target = pseudo_labels.masked_fill(~valid, _IGNORED)
+    total = F.cross_entropy(at_least_float32(logits), target, ignore_index=_IGNORED, reduction="sum")
+    return total / valid.sum().clamp(min=1)

@@ -1,0 +1,9 @@
+"""The float32 island: contrast is computed in at least float32, whatever autocast hands over."""
+
+import torch
+from torch import Tensor
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """float16 and bfloat16 become float32; float32 and float64 stay what they are."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))

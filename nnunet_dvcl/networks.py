@@ -1,0 +1,71 @@
+"""What DVCL adds to a network: a tap on its last feature map and a feature head."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+from torch._dynamo import OptimizedModule
+from torch.nn.parallel import DistributedDataParallel
+
+
+def unwrap(network: nn.Module) -> nn.Module:
+    """The network itself, without DistributedDataParallel and torch.compile around it."""
+    if isinstance(network, DistributedDataParallel):
+        network = network.module
+    return network._orig_mod if isinstance(network, OptimizedModule) else network
+
+
+def last_segmentation_layer(network: nn.Module) -> nn.Module:
+    """The decoder's layer that makes the full-resolution output.
+
+    Raises:
+        NotImplementedError: the network has no U-Net decoder with ``decoder.seg_layers``.
+    """
+    layers = getattr(getattr(unwrap(network), "decoder", None), "seg_layers", None)
+    if not layers:
+        raise NotImplementedError(
+            f"{type(unwrap(network)).__name__} has no decoder.seg_layers: DVCL takes its features from the input of the "
+            "decoder's last segmentation layer. Use plans with one of nnU-Net's U-Nets."
+        )
+    return layers[-1]
+
+
+class FeatureTap:
+    """Keeps the input of the last segmentation layer, [B, F, *S], of the latest forward in training mode.
+
+    Register it before the first compiled forward, else ``torch.compile`` does not see it.
+    """
+
+    def __init__(self, network: nn.Module):
+        self._features: Tensor | None = None
+        last_segmentation_layer(network).register_forward_pre_hook(self._keep)
+
+    def _keep(self, layer: nn.Module, inputs: tuple[Any, ...]) -> None:
+        if layer.training:
+            self._features = inputs[0]
+
+    def pop(self) -> Tensor:
+        """Hands the features over, once.
+
+        Raises:
+            RuntimeError: no forward in training mode since the last call.
+        """
+        features, self._features = self._features, None
+        if features is None:
+            raise RuntimeError("no features: the network was not run in training mode since the last call")
+        return features
+
+
+class FeatureHead(nn.Sequential):
+    """Linear(F → F), LeakyReLU, Linear(F → d): the feature head of DVCL, section 3.1, on rows.
+
+    No normalization over space, so sampling voxels first and projecting them after is exact.
+
+    Args:
+        in_features: F, the channels of the decoder's last feature map.
+        feature_dim: d.
+    """
+
+    def __init__(self, in_features: int, feature_dim: int):
+        super().__init__(nn.Linear(in_features, in_features), nn.LeakyReLU(), nn.Linear(in_features, feature_dim))

@@ -1,0 +1,103 @@
+"""Which voxels take part: the entropy split (ESM), draws of voxels, and the gathering of their rows."""
+
+import math
+
+import torch
+from torch import Tensor
+
+
+@torch.no_grad()
+def split_by_entropy(entropy: Tensor, alpha: float = 0.5, valid: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """Entropy-based selection (ESM): τ = mean(e) + α·std(e) over the valid voxels of one network, DVCL, Eq. 5-6.
+
+    O(N), no sort. A tie e = τ is reliable.
+
+    Args:
+        entropy: [B, *S] in nats.
+        alpha: α.
+        valid: [B, *S] bool, False where padding was added: such voxels are in neither mask and not in τ.
+
+    Returns:
+        reliable and unreliable, [B, *S] bool each, and the threshold τ, [] (0 where no voxel is valid).
+    """
+    entropy = entropy.to(torch.promote_types(entropy.dtype, torch.float32))
+    valid = torch.ones_like(entropy, dtype=torch.bool) if valid is None else valid
+    count = valid.sum().clamp(min=1)
+    mean = entropy.masked_fill(~valid, 0.0).sum() / count
+    variance = (entropy - mean).square().masked_fill(~valid, 0.0).sum() / count
+    threshold = mean + alpha * variance.sqrt()
+    reliable = entropy <= threshold
+    return reliable & valid, ~reliable & valid, threshold
+
+
+@torch.no_grad()
+def draw_per_class(
+    classes: Tensor, num_classes: int, per_class: int, generator: torch.Generator | None = None
+) -> tuple[Tensor, Tensor]:
+    """Up to M random voxels of each class, uniformly and without replacement.
+
+    Linear in N and with a fixed amount of sorting: each voxel gets a random key scaled by the size of its class, so
+    that the M-th smallest key of every class lies near M, and the few smallest keys overall hold all the draws.
+
+    Args:
+        classes: [N] int64 in [-1, C); class -1 is never drawn.
+        num_classes: C.
+        per_class: M.
+        generator: torch's random generator on the device of `classes`.
+
+    Returns:
+        index [C, M] int64 into `classes` and mask [C, M] bool; where the mask is False the index is 0.
+    """
+    device = classes.device
+    index = torch.zeros(num_classes, per_class, dtype=torch.int64, device=device)
+    mask = torch.zeros(num_classes, per_class, dtype=torch.bool, device=device)
+    if classes.numel() == 0:
+        return index, mask
+
+    sizes = torch.zeros(num_classes + 1, dtype=torch.int64, device=device)
+    sizes.scatter_add_(0, classes + 1, torch.ones_like(classes))
+    sizes[0] = 0
+    # float64: N · 2^-24, the step of a scaled float32 key, would tie the voxels of a large class
+    keys = torch.rand(classes.shape, dtype=torch.float64, device=device, generator=generator) * sizes[classes + 1]
+    keys.masked_fill_(classes < 0, torch.inf)
+
+    # the M-th smallest of n scaled keys is Gamma(M)-distributed: beyond 2M + 32 with a chance below 1e-12
+    few = min(num_classes * (2 * per_class + 32), classes.numel())
+    keys, voxels = keys.topk(few, largest=False, sorted=True)
+    drawn = torch.where(keys.isinf(), -1, classes[voxels])  # [few]
+    one_hot = drawn[:, None] == torch.arange(num_classes, device=device)  # [few, C]
+    place = (one_hot.cumsum(0) - 1).gather(1, drawn.clamp(min=0)[:, None])[:, 0]  # rank by key within the class
+    taken = (drawn >= 0) & (place < per_class)
+    index[drawn[taken], place[taken]] = voxels[taken]
+    mask[drawn[taken], place[taken]] = True
+    return index, mask
+
+
+@torch.no_grad()
+def draw_voxels(mask: Tensor, count: int, generator: torch.Generator | None = None) -> Tensor:
+    """Up to `count` random True entries, uniformly and without replacement.
+
+    Args:
+        mask: bool, any shape.
+        count: the number of entries wanted.
+        generator: torch's random generator on the device of `mask`.
+
+    Returns:
+        [n] int64 indices into the flattened mask, n = min(count, number of True entries).
+    """
+    index, drawn = draw_per_class(mask.flatten().long() - 1, 1, count, generator)
+    return index[0, drawn[0]]
+
+
+def gather_rows(volume: Tensor, index: Tensor) -> Tensor:
+    """The rows of single voxels, without a copy of the whole volume.
+
+    Args:
+        volume: [B, F, *S].
+        index: int64 of any shape, into the B·prod(S) voxels, batch first.
+
+    Returns:
+        [*index.shape, F]; the gradient flows to the gathered voxels.
+    """
+    voxels = math.prod(volume.shape[2:])
+    return volume.flatten(2)[index // voxels, :, index % voxels]
