@@ -1,0 +1,174 @@
+"""``nnunet_dvcl configure``: a configuration of its own in the plans file, for other values than the defaults."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+from copy import deepcopy
+from typing import Any
+
+from batchgenerators.utilities.file_and_folder_operations import isfile, join, load_json
+from nnunetv2.paths import nnUNet_preprocessed
+from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+from nnunet_dvcl.config import check_ssl
+from nnunet_dvcl.errors import UserError
+
+# what the preprocessed data depend on: other values need data of their own
+_PREPROCESSING_KEYS = ("spacing", "normalization_schemes", "use_mask_for_norm", "preprocessor_name")
+
+
+def configure(
+    dataset_name_or_id: str, configuration: str, name: str, plans_identifier: str, assignments: list[str]
+) -> str:
+    """Writes the configuration `name`, which inherits from `configuration`, into the plans file.
+
+    Args:
+        dataset_name_or_id: as nnU-Net's ``-d``.
+        configuration: the configuration to inherit from.
+        name: the new configuration; a derived one of that name is replaced.
+        plans_identifier: as nnU-Net's ``-p``.
+        assignments: ``key=value`` with a JSON value (or plain text); keys: nnU-Net's own keys of the configuration,
+            ``architecture.arch_kwargs.<key>``, and ``ssl.<key>``.
+
+    Returns:
+        The path of the plans file.
+
+    Raises:
+        UserError: no such plans or configuration, an unknown key, an impossible value.
+    """
+    plans_file = _plans_file(dataset_name_or_id, plans_identifier)
+    plans = load_json(plans_file)
+    _check_names(plans, configuration, name)
+    parent = PlansManager(deepcopy(plans)).get_configuration(configuration).configuration
+    derived = {"inherits_from": configuration}
+    for assignment in assignments:
+        key, value = _parse(assignment)
+        _assign(derived, parent, key, value)
+    _check(derived, {**parent, **derived})
+
+    replaced = name in plans["configurations"]
+    plans["configurations"][name] = derived
+    _write_atomically(plans, plans_file)
+    print(f"{'Replaced' if replaced else 'Wrote'} configuration {name} in {plans_file}:")
+    print(json.dumps(derived, indent=2))
+    print(f"Train with: nnUNetv2_train {dataset_name_or_id} {name} 0 -tr nnUNetTrainerDVCL")
+    return plans_file
+
+
+def _plans_file(dataset_name_or_id: str, plans_identifier: str) -> str:
+    if not nnUNet_preprocessed.is_set():
+        raise UserError(
+            "The environment variable nnUNet_preprocessed is not set: set it as for nnU-Net's own commands."
+        )
+    try:
+        dataset = maybe_convert_to_dataset_name(_as_id(dataset_name_or_id))
+    except (RuntimeError, ValueError) as error:
+        raise UserError(f"No data set {dataset_name_or_id}: {error}") from error
+    plans_file = join(nnUNet_preprocessed, dataset, f"{plans_identifier}.json")
+    if not isfile(plans_file):
+        raise UserError(
+            f"There is no plans file {plans_file}: run nnUNetv2_plan_and_preprocess -d {dataset_name_or_id} first."
+        )
+    return plans_file
+
+
+def _as_id(dataset_name_or_id: str) -> int | str:
+    return int(dataset_name_or_id) if dataset_name_or_id.isdigit() else dataset_name_or_id
+
+
+def _check_names(plans: dict, configuration: str, name: str) -> None:
+    existing = plans["configurations"]
+    if configuration not in existing:
+        raise UserError(f"The plans have no configuration {configuration}. They have: {', '.join(existing)}.")
+    # nnU-Net names its results folders TRAINER__PLANS__CONFIGURATION
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name) or "__" in name:
+        raise UserError(f"{name!r} is no name for a configuration: use letters, digits, '_', '-', '.', and no '__'.")
+    if name in existing and "inherits_from" not in existing[name]:
+        raise UserError(f"{name} is one of nnU-Net's own configurations and is not replaced: choose another --name.")
+    ancestor = configuration
+    while ancestor is not None:
+        if ancestor == name:
+            raise UserError(f"{configuration} inherits from {name}: choose another --name.")
+        ancestor = existing[ancestor].get("inherits_from")
+
+
+def _parse(assignment: str) -> tuple[str, Any]:
+    key, equals, text = assignment.partition("=")
+    if not key or not equals:
+        raise UserError(f"{assignment!r} is no assignment: expected key=value, for instance batch_size=2.")
+    try:
+        return key, json.loads(text)
+    except json.JSONDecodeError:
+        return key, text
+
+
+def _assign(derived: dict, parent: dict, key: str, value: Any) -> None:
+    """Sets one key; nnU-Net inherits shallowly, so "ssl" and "architecture" are written as a whole."""
+    if key.startswith("ssl."):
+        derived.setdefault("ssl", deepcopy(parent.get("ssl", {})))[key.removeprefix("ssl.")] = value
+    elif key.startswith("architecture.arch_kwargs."):
+        architecture = derived.setdefault("architecture", deepcopy(parent["architecture"]))
+        option = key.removeprefix("architecture.arch_kwargs.")
+        _check_own_key(key, option, architecture["arch_kwargs"], value)
+        architecture["arch_kwargs"][option] = value
+    else:
+        _check_own_key(key, key, {k: v for k, v in parent.items() if k not in ("ssl", "architecture")}, value)
+        derived[key] = value
+
+
+def _check_own_key(key: str, option: str, known: dict, value: Any) -> None:
+    if option not in known:
+        raise UserError(
+            f"Unknown key {key}. Known keys here: {', '.join(known)}; also architecture.arch_kwargs.<key> "
+            "and ssl.<key>."
+        )
+    old = known[option]
+    if old is not None and type(value) is not type(old) and not (type(old) is float and type(value) is int):
+        raise UserError(f"{key} is {value!r}, expected the type of its present value {old!r}.")
+
+
+def _check(derived: dict, resolved: dict) -> None:
+    """Refuses what no network or data loader could be built from."""
+    check_ssl(resolved.get("ssl", {}))
+    if resolved["batch_size"] < 1:
+        raise UserError(f"batch_size is {resolved['batch_size']}, expected a whole number of at least 1.")
+    changed = [key for key in derived if key in _PREPROCESSING_KEYS or key.startswith("resampling_fn")]
+    if changed and "data_identifier" not in derived:
+        raise UserError(
+            f"{', '.join(changed)} change the preprocessed data: give them a folder of their own with "
+            "data_identifier=NAME, then run nnUNetv2_preprocess for this configuration."
+        )
+    kwargs = resolved["architecture"]["arch_kwargs"]
+    _check_stages(kwargs)
+    patch_size, strides = resolved["patch_size"], kwargs["strides"]
+    total = [math.prod(stage) for stage in zip(*strides, strict=True)]
+    fits = len(patch_size) == len(total) and all(
+        size > 0 and size % stride == 0 for size, stride in zip(patch_size, total, strict=True)
+    )
+    if not fits:
+        raise UserError(f"patch_size is {patch_size}, expected multiples of the network's total strides {total}.")
+
+
+def _check_stages(kwargs: dict) -> None:
+    stages = kwargs["n_stages"]
+    lists = {"features_per_stage": stages, "strides": stages, "kernel_sizes": stages, "n_conv_per_stage": stages}
+    lists |= {"n_blocks_per_stage": stages, "n_conv_per_stage_decoder": stages - 1}
+    for option, length in lists.items():
+        if isinstance(kwargs.get(option), list) and len(kwargs[option]) != length:
+            raise UserError(
+                f"architecture.arch_kwargs.{option} has {len(kwargs[option])} entries, expected {length} "
+                f"for n_stages = {stages}."
+            )
+
+
+def _write_atomically(plans: dict, plans_file: str) -> None:
+    partial = f"{plans_file}.partial"
+    with open(partial, "w") as file:
+        json.dump(plans, file, sort_keys=False, indent=4)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, plans_file)

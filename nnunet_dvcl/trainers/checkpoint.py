@@ -1,0 +1,71 @@
+"""nnU-Net's checkpoint plus one key, ``ssl_state``: everything that training needs and prediction does not."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from nnunet_dvcl.config import TrainingConfig
+from nnunet_dvcl.errors import UserError
+
+
+@dataclass
+class SSLState:
+    """What resuming needs beside nnU-Net's own checkpoint; stored as a plain dict."""
+
+    trainer: str
+    config: dict[str, Any]
+    iteration: int
+    companions: dict[str, dict]
+    memory: dict
+
+
+def add_ssl_state(partial: str, state: SSLState, loadable_by: str, filename: str) -> None:
+    """Turns the checkpoint that nnU-Net wrote to `partial` into ours, and moves it to `filename` in one step.
+
+    A kill at any moment leaves the old `filename` or the new one, never half of one.
+
+    Args:
+        partial: nnU-Net's checkpoint, in the folder of `filename`; gone afterwards.
+        state: what is added.
+        loadable_by: the trainer class that plain nnU-Net builds the network with at prediction.
+        filename: the checkpoint.
+    """
+    checkpoint = torch.load(partial, map_location="cpu", weights_only=False)
+    checkpoint["ssl_state"] = vars(state)
+    checkpoint["trainer_name"] = loadable_by
+    with open(partial, "wb") as file:
+        torch.save(checkpoint, file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, filename)
+
+
+def read_ssl_state(filename: str, trainer: str, config: TrainingConfig, device: torch.device) -> SSLState:
+    """Reads the key ``ssl_state`` and compares it with the run that wants to go on.
+
+    Raises:
+        UserError: a checkpoint of another trainer, or of other values under ``"ssl"``; says what differs.
+    """
+    checkpoint = torch.load(filename, map_location=device, weights_only=False)
+    if "ssl_state" not in checkpoint:
+        raise UserError(
+            f"{filename} is a checkpoint of {checkpoint['trainer_name']}, without the state that {trainer} goes on "
+            "from. To start from its weights, train without --c and give it as -pretrained_weights."
+        )
+    state = SSLState(**checkpoint["ssl_state"])
+    if state.trainer != trainer:
+        raise UserError(
+            f"{filename} is a checkpoint of {state.trainer}, this run is {trainer}: use -tr {state.trainer}."
+        )
+    if differences := config.differences(state.config):
+        raise UserError(
+            f"{filename} was trained with other values:\n  "
+            + "\n  ".join(differences)
+            + "\nSet them back in the plans "
+            "file, or train under a configuration of its own (nnunet_dvcl configure)."
+        )
+    return state

@@ -1,0 +1,345 @@
+"""The base of every semi-supervised trainer: the only place where nnU-Net and our pieces meet."""
+
+from __future__ import annotations
+
+import os
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field
+from typing import ClassVar, NamedTuple
+
+import numpy as np
+import torch
+from batchgenerators.utilities.file_and_folder_operations import join
+from nnunetv2.configuration import default_num_processes
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.collate_outputs import collate_outputs
+from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
+from torch import Tensor, nn
+
+from nnunet_dvcl.config import SSLConfig
+from nnunet_dvcl.data import (
+    UnlabeledLoader,
+    allowed_workers,
+    divide_workers,
+    get_unlabeled_dataset,
+    start_augmenter,
+    stop_augmenter,
+    unlabeled_transforms,
+)
+from nnunet_dvcl.networks import unwrap
+from nnunet_dvcl.trainers.checkpoint import SSLState, add_ssl_state, read_ssl_state
+from nnunet_dvcl.trainers.nnUNetTrainerSupervised import nnUNetTrainerSupervised
+from nnunet_dvcl.trainers.progress_plot import plot_progress
+
+
+class Term(NamedTuple):
+    """One summand of the total loss: ``weight * value`` is optimized, ``value`` is logged."""
+
+    value: Tensor
+    weight: float
+
+
+@dataclass
+class Step:
+    """One iteration as a method sees it: full-resolution outputs of each student on labeled, then unlabeled patches."""
+
+    logits: dict[str, Tensor]  # student -> [B_l + B_u, C, *S], in the dtype of the forward
+    target: Tensor  # [B_l, *S] int64
+    valid: Tensor  # [B_u, *S] bool, False where padding was added
+    progress: float  # share of all training iterations that is done, in [0, 1)
+    statistics: dict[str, Tensor | float] = field(default_factory=dict)
+
+    @property
+    def num_labeled(self) -> int:
+        """B_l."""
+        return len(self.target)
+
+    def record(self, **statistics: Tensor | float) -> None:
+        """Scalars to be averaged over the epoch and logged as ``ssl/<name>``; nan: nothing to tell in this step."""
+        self.statistics.update((name, v.detach() if isinstance(v, Tensor) else v) for name, v in statistics.items())
+
+
+class nnUNetTrainerSSL(nnUNetTrainerSupervised):
+    """nnUNetTrainer with a stream of unlabeled patches and room for a method.
+
+    A method overrides
+
+    - `build_companions`: networks and heads that are trained beside nnU-Net's own network A (optimized, compiled,
+      checkpointed),
+    - `build_memory`: banks, queues, averaged teachers (checkpointed only),
+    - `students`: the networks that get nnU-Net's supervised loss,
+    - `ssl_terms`: its terms of the total loss, and what it wants logged,
+    - `after_step`: what follows the optimizer's step,
+    - `why_zero`: the reason why one of its terms was 0 for a whole epoch.
+
+    What deploys is network A, exactly as nnU-Net builds it.
+
+    Raises:
+        NotImplementedError: regions, an ignore label, a cascade, or more than one GPU.
+        UserError: bad unlabeled data or hyper-parameters.
+    """
+
+    config_class: ClassVar[type[SSLConfig]] = SSLConfig
+    config: SSLConfig
+    companions: nn.ModuleDict
+    memory: nn.ModuleDict
+    iteration: int
+    loss_terms: tuple[str, ...]
+    dataloader_unlabeled = None
+
+    # ---------------------------------------------------------------- what a method overrides
+
+    def build_companions(self) -> dict[str, nn.Module]:
+        return {}
+
+    def build_memory(self) -> dict[str, nn.Module]:
+        return {}
+
+    def students(self) -> dict[str, nn.Module]:
+        return {"A": self.network}
+
+    def ssl_terms(self, step: Step) -> dict[str, Term]:
+        raise NotImplementedError("nnUNetTrainerSSL is the base of the methods: train with one, e.g. nnUNetTrainerDVCL")
+
+    def after_step(self) -> None:
+        """Nothing by default."""
+
+    def why_zero(self, term: str) -> str:
+        return "it never had anything to compare"
+
+    # ---------------------------------------------------------------- set-up
+
+    def initialize(self) -> None:
+        self._refuse_unsupported()
+        super().initialize()
+        self.iteration = 0
+        self.companions = nn.ModuleDict(self.build_companions()).to(self.device)
+        self.memory = nn.ModuleDict(self.build_memory()).to(self.device)
+        if self._do_i_compile():
+            for name in self.students().keys() & self.companions.keys():
+                self.companions[name] = torch.compile(self.companions[name])
+        if len(self.companions):
+            self.optimizer.add_param_group({"params": list(self.companions.parameters())})
+
+    def _refuse_unsupported(self) -> None:
+        name = type(self).__name__
+        if type(self).ssl_terms is nnUNetTrainerSSL.ssl_terms:
+            raise NotImplementedError(f"{name} is the base of the methods: train with one, e.g. nnUNetTrainerDVCL.")
+        for unsupported, what in (
+            (self.label_manager.has_regions, "region-based training (regions_class_order in dataset.json)"),
+            (self.label_manager.has_ignore_label, "an ignore label"),
+            (self.is_cascaded, "a cascade (3d_cascade_fullres)"),
+            (self.is_ddp, "more than one GPU (-num_gpus)"),
+        ):
+            if unsupported:
+                raise NotImplementedError(f"{name} does not support {what} yet.")
+
+    def build_vanilla_network(self, enable_deep_supervision: bool) -> nn.Module:
+        """The network as nnU-Net builds it from the plans alone, with fresh weights, on the CPU."""
+        return self._architecture_owner.build_network_architecture(
+            self.plans_manager,
+            self.configuration_manager,
+            self.num_input_channels,
+            self.label_manager.num_segmentation_heads,
+            enable_deep_supervision,
+        )
+
+    @property
+    def _architecture_owner(self) -> type[nnUNetTrainer]:
+        """The class whose `build_network_architecture` we use, normally nnUNetTrainer: it can load network A again."""
+        return next(owner for owner in type(self).__mro__ if "build_network_architecture" in vars(owner))
+
+    # ---------------------------------------------------------------- data
+
+    @property
+    def unlabeled_batch_size(self) -> int:
+        return self.config.unlabeled_batch_size or self.configuration_manager.batch_size
+
+    def get_dataloaders(self):
+        dataset = get_unlabeled_dataset(
+            self.plans_manager,
+            self.configuration_manager,
+            self.dataset_json,
+            self.fold,
+            min(default_num_processes, os.cpu_count() or 1),
+            self.print_to_log_file,
+        )
+        labeled_workers, unlabeled_workers = divide_workers(
+            get_allowed_n_proc_DA(), self.batch_size, self.unlabeled_batch_size
+        )
+        with allowed_workers(labeled_workers):
+            loaders = super().get_dataloaders()
+        self.dataloader_unlabeled = start_augmenter(
+            self._unlabeled_loader(dataset), unlabeled_workers, pin_memory=self.device.type == "cuda"
+        )
+        return loaders
+
+    def _unlabeled_loader(self, dataset) -> UnlabeledLoader:
+        patch_size = self.configuration_manager.patch_size
+        rotation, dummy_2d, initial_patch_size, mirror_axes = (
+            self.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+        )
+        transforms = self.get_training_transforms(
+            patch_size,
+            rotation,
+            None,
+            mirror_axes,
+            dummy_2d,
+            use_mask_for_norm=self.configuration_manager.use_mask_for_norm,
+        )
+        return UnlabeledLoader(
+            dataset,
+            self.unlabeled_batch_size,
+            initial_patch_size,
+            patch_size,
+            self.label_manager,
+            transforms=unlabeled_transforms(transforms),
+        )
+
+    # ---------------------------------------------------------------- training
+
+    def on_train_start(self) -> None:
+        super().on_train_start()
+        self._verify_deployable()
+
+    def _verify_deployable(self) -> None:
+        """A model that plain nnU-Net could not load fails now, not after 1000 epochs."""
+        self.build_vanilla_network(enable_deep_supervision=False).load_state_dict(unwrap(self.network).state_dict())
+
+    def on_train_epoch_start(self) -> None:
+        super().on_train_epoch_start()
+        self.companions.train()
+
+    @property
+    def progress(self) -> float:
+        """The share of all training iterations that is done."""
+        return self.iteration / (self.num_epochs * self.num_iterations_per_epoch)
+
+    def train_step(self, batch: dict) -> dict[str, float]:
+        unlabeled = next(self.dataloader_unlabeled)
+        target = _to(batch["target"], self.device)
+        image = torch.cat((batch["data"], unlabeled["data"])).to(self.device, non_blocking=True)
+        num_labeled = len(batch["data"])
+
+        self.optimizer.zero_grad(set_to_none=True)
+        with self._autocast():
+            outputs = {name: network(image) for name, network in self.students().items()}
+            terms = {
+                f"supervised_{name}": Term(self.loss(_labeled(output, num_labeled), target), 1.0)
+                for name, output in outputs.items()
+            }
+        step = Step(
+            logits={name: _full_resolution(output) for name, output in outputs.items()},
+            target=_full_resolution(target)[:, 0].long(),
+            valid=(unlabeled["target"][:, 0] >= 0).to(self.device, non_blocking=True),
+            progress=self.progress,
+        )
+        terms |= self.ssl_terms(step)
+        self.loss_terms = tuple(terms)
+        total = sum(term.weight * term.value for term in terms.values())
+        self._optimize(total)
+        self.after_step()
+        self.iteration += 1
+
+        values = {name: term.value.detach() for name, term in terms.items()} | {"total": total.detach()}
+        on_host = _to_host(values | step.statistics)
+        # nnU-Net's own curves compare the training with the validation loss, so this is A's supervised loss
+        return {"loss": on_host["supervised_A"], **on_host}
+
+    def _autocast(self):
+        return torch.autocast("cuda") if self.device.type == "cuda" else nullcontext()
+
+    def _optimize(self, total: Tensor) -> None:
+        """nnU-Net's own update; gradients are clipped per network, as nnU-Net does for its one."""
+        if self.grad_scaler is None:
+            total.backward()
+            self._clip_gradients()
+            self.optimizer.step()
+        else:
+            self.grad_scaler.scale(total).backward()
+            self.grad_scaler.unscale_(self.optimizer)
+            self._clip_gradients()
+            self.grad_scaler.step(self.optimizer)
+            self.grad_scaler.update()
+
+    def _clip_gradients(self) -> None:
+        for module in (self.network, *self.companions.values()):
+            nn.utils.clip_grad_norm_(module.parameters(), 12)
+
+    def on_train_end(self) -> None:
+        super().on_train_end()
+        stop_augmenter(self.dataloader_unlabeled)
+
+    # ---------------------------------------------------------------- logging
+
+    def on_train_epoch_end(self, train_outputs: list[dict]) -> None:
+        super().on_train_epoch_end(train_outputs)
+        outputs = {key: np.array(values) for key, values in collate_outputs(train_outputs).items() if key != "loss"}
+        means = {key: float(np.nanmean(v)) if np.isfinite(v).any() else float("nan") for key, v in outputs.items()}
+        for key, mean in means.items():
+            self._log(f"ssl/{key}", mean)
+        self.print_to_log_file("ssl", ", ".join(f"{key} {mean:.4g}" for key, mean in means.items()))
+        for term in self.loss_terms:
+            if not outputs[term].any():
+                self.print_to_log_file(f"WARNING: ssl/{term} was 0 for the whole epoch: {self.why_zero(term)}.")
+
+    def _log(self, key: str, value: float) -> None:
+        # nnU-Net's logger wants one value an epoch from the first epoch on, also for keys that came later
+        log = self.logger.local_logger.my_fantastic_logging.setdefault(key, [])
+        log.extend([float("nan")] * (self.current_epoch - len(log)))
+        self.logger.log(key, value, self.current_epoch)
+
+    def on_epoch_end(self) -> None:
+        super().on_epoch_end()
+        logging = self.logger.get_checkpoint()
+        ssl = {key.removeprefix("ssl/"): values for key, values in logging.items() if key.startswith("ssl/")}
+        plot_progress(ssl, join(self.output_folder, "progress_ssl.png"))
+
+    # ---------------------------------------------------------------- checkpoint
+
+    def save_checkpoint(self, filename: str) -> None:
+        partial = f"{filename}.partial"
+        super().save_checkpoint(partial)
+        if not self.disable_checkpointing:
+            state = SSLState(
+                trainer=type(self).__name__,
+                config=asdict(self.config),
+                iteration=self.iteration,
+                companions={name: unwrap(module).state_dict() for name, module in self.companions.items()},
+                memory=self.memory.state_dict(),
+            )
+            add_ssl_state(partial, state, self._architecture_owner.__name__, filename)
+
+    def load_checkpoint(self, checkpoint: str) -> None:
+        if not self.was_initialized:
+            self.initialize()
+        state = read_ssl_state(checkpoint, type(self).__name__, self.config, self.device)
+        super().load_checkpoint(checkpoint)
+        for name, module in self.companions.items():
+            unwrap(module).load_state_dict(state.companions[name])
+        self.memory.load_state_dict(state.memory)
+        self.iteration = state.iteration
+
+
+def _to(target: Tensor | list[Tensor], device: torch.device) -> Tensor | list[Tensor]:
+    if isinstance(target, list):
+        return [level.to(device, non_blocking=True) for level in target]
+    return target.to(device, non_blocking=True)
+
+
+def _full_resolution(output: Tensor | list[Tensor]) -> Tensor:
+    return output[0] if isinstance(output, (list, tuple)) else output
+
+
+def _labeled(output: Tensor | list[Tensor], num_labeled: int) -> Tensor | list[Tensor]:
+    """The labeled part of an output, on each level of deep supervision."""
+    if isinstance(output, (list, tuple)):
+        return [level[:num_labeled] for level in output]
+    return output[:num_labeled]
+
+
+def _to_host(scalars: dict[str, Tensor | float]) -> dict[str, float]:
+    """One copy to the host for all scalars of a step."""
+    tensors = {name: value for name, value in scalars.items() if isinstance(value, Tensor)}
+    on_host = torch.stack([value.float() for value in tensors.values()]).tolist()
+    return {**scalars, **dict(zip(tensors, on_host, strict=True))}
