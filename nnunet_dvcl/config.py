@@ -111,6 +111,7 @@ class DVCLConfig(SSLConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        # a smaller queue would drop queries before their search
         if self.queue_capacity < 2 * self.num_queries:
             raise UserError(
                 f"ssl.queue_capacity is {self.queue_capacity}, expected at least 2 * ssl.num_queries = "

@@ -23,9 +23,10 @@ def split_by_entropy(entropy: Tensor, alpha: float = 0.5, valid: Tensor | None =
     entropy = entropy.to(torch.promote_types(entropy.dtype, torch.float32))
     valid = torch.ones_like(entropy, dtype=torch.bool) if valid is None else valid
     count = valid.sum().clamp(min=1)
-    mean = entropy.masked_fill(~valid, 0.0).sum() / count
+    # float64: a float32 sum of equal entropies can round τ below them, and the tie would be lost
+    mean = entropy.masked_fill(~valid, 0.0).sum(dtype=torch.float64) / count
     variance = (entropy - mean).square().masked_fill(~valid, 0.0).sum() / count
-    threshold = mean + alpha * variance.sqrt()
+    threshold = (mean + alpha * variance.sqrt()).to(entropy.dtype)
     reliable = entropy <= threshold
     return reliable & valid, ~reliable & valid, threshold
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from nnunet_dvcl.losses.neighborhoods import Neighborhoods, find_neighborhoods
-from nnunet_dvcl.losses.precision import at_least_float32
+from nnunet_dvcl.losses.precision import at_least_float32, full_precision
 
 
 class DistanceAwareContrastiveLoss(nn.Module):
@@ -85,17 +85,19 @@ class DistanceAwareContrastiveLoss(nn.Module):
         """Eq. 19 for neighborhoods that are known already; shapes as in `forward`."""
         p = at_least_float32(query_probabilities)
         candidates = candidate_probabilities.detach().to(p.dtype)
-        attraction = torch.einsum("qc,qkc->qk", p, candidates[neighborhoods.neighbors])  # [Q, K]
-        separation = torch.einsum("qc,qkc->qk", p, candidates[neighborhoods.outsiders])  # [Q, K']
-        psi = separation.sum(1) - (self._affinity(neighborhoods.relevant) * attraction).sum(1)  # Eq. 18
+        with full_precision(p.device):
+            attraction = torch.einsum("qc,qkc->qk", p, candidates[neighborhoods.neighbors])  # [Q, K]
+            separation = torch.einsum("qc,qkc->qk", p, candidates[neighborhoods.outsiders])  # [Q, K']
+        affinity = self._affinity(neighborhoods.relevant.to(p.dtype))
+        psi = separation.sum(1) - (affinity * attraction).sum(1)  # Eq. 18
         kept = ~neighborhoods.outlier if self.detect_outliers else torch.ones_like(neighborhoods.outlier)
         return psi.masked_fill(~kept, 0.0).sum() / kept.sum().clamp(min=1)
 
     def _affinity(self, relevant: Tensor) -> Tensor:
-        """A_mn of Eq. 14: [Q, K]."""
+        """A_mn of Eq. 14 from 1 (relevant) and 0: [Q, K]."""
         if not self.partition_neighbors:
-            return torch.ones_like(relevant, dtype=torch.float32)
-        return torch.where(relevant, 1.0, self.ordinary_affinity)
+            return torch.ones_like(relevant)
+        return self.ordinary_affinity + (1.0 - self.ordinary_affinity) * relevant
 
     def extra_repr(self) -> str:
         return (

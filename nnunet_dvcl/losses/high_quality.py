@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nnunet_dvcl.losses.precision import at_least_float32
+from nnunet_dvcl.losses.precision import at_least_float32, full_precision
 
 
 class HighQualityContrastiveLoss(nn.Module):
@@ -56,8 +56,9 @@ class HighQualityContrastiveLoss(nn.Module):
         centers = F.normalize(at_least_float32(centers.detach()), dim=-1)
         negatives = F.normalize(at_least_float32(negatives), dim=-1)
 
-        positive = torch.einsum("cmd,cd->cm", anchors, centers) / self.temperature
-        negative = torch.einsum("cmd,cpd->cmp", anchors, negatives) / self.temperature
+        with full_precision(anchors.device):
+            positive = torch.einsum("cmd,cd->cm", anchors, centers) / self.temperature
+            negative = torch.einsum("cmd,cpd->cmp", anchors, negatives) / self.temperature
         negative = self._draw(negative.masked_fill(~negative_mask[:, None], -torch.inf))  # [C, M, N]
 
         # logsumexp([s+, s-]) - s+ = -log of Eq. 10, finite for every temperature

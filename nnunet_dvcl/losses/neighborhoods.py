@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from nnunet_dvcl.losses.precision import at_least_float32
+from nnunet_dvcl.losses.precision import at_least_float32, full_precision
 
 # rows of similarities held at once: bounds the memory at 1024 · N floats, whatever the number of queries
 _ROWS_AT_ONCE = 1024
@@ -41,10 +41,11 @@ def find_neighborhoods(
         Neighborhoods without graph. With N <= K, there are N - 1 neighbors; likewise for the outsiders.
     """
     features = F.normalize(at_least_float32(features), dim=-1)
-    parts = [
-        _neighborhoods_of(features, chunk, num_neighbors, num_outsiders, outlier_neighbors)
-        for chunk in queries.split(_ROWS_AT_ONCE)
-    ]
+    with full_precision(features.device):
+        parts = [
+            _neighborhoods_of(features, chunk, num_neighbors, num_outsiders, outlier_neighbors)
+            for chunk in queries.split(_ROWS_AT_ONCE)
+        ]
     return Neighborhoods(*(torch.cat(part) for part in zip(*parts, strict=True)))
 
 

@@ -4,6 +4,11 @@ import torch
 from torch import Tensor
 
 
+def full_precision(device: torch.device) -> torch.autocast:
+    """A block without autocast: matrix products and einsum keep the dtype of their inputs."""
+    return torch.autocast(device.type, enabled=False)
+
+
 def at_least_float32(x: Tensor) -> Tensor:
     """float16 and bfloat16 become float32; float32 and float64 stay what they are."""
     return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -38,7 +38,12 @@ class ClassBank(nn.Module):
         Args:
             features: [n, d], any floating dtype.
             classes: [n] int64 in [-1, C); -1: the row is ignored.
+
+        Raises:
+            ValueError: rows of another width.
         """
+        if features.shape[1:] != self.features.shape[2:]:
+            raise ValueError(f"features have shape {tuple(features.shape)}, expected [n, {self.features.shape[2]}]")
         one_hot = F.one_hot(classes + 1, self.num_classes + 1)[:, 1:]  # [n, C], a zero row for class -1
         arrived = one_hot.sum(0)  # [C]
         position = (one_hot.cumsum(0) - 1).gather(1, classes.clamp(min=0)[:, None])[:, 0]  # [n], place within the class
@@ -55,9 +60,8 @@ class ClassBank(nn.Module):
         Returns:
             centers [C, d] float32, zero where a class has no row yet, and filled [C] bool.
         """
-        filled = torch.arange(self.capacity, device=self.count.device) < self.count[:, None]  # [C, capacity]
-        total = torch.einsum("ckd,ck->cd", self.features, filled.to(self.features))
-        return total / self.count.clamp(min=1)[:, None], self.count > 0
+        # rows that are not filled yet are 0
+        return self.features.sum(1) / self.count.clamp(min=1)[:, None], self.count > 0
 
     def extra_repr(self) -> str:
         return f"num_classes={self.num_classes}, capacity={self.capacity}, dim={self.features.shape[-1]}"

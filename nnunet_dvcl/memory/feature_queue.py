@@ -45,7 +45,7 @@ class FeatureQueue(nn.Module):
             came at once and only the last ones are kept.
 
         Raises:
-            ValueError: other parts than at construction, or parts of different length.
+            ValueError: other parts or widths than at construction, or parts of different length.
         """
         n = self._checked_length(rows)
         slots = (self.cursor + torch.arange(n, device=self.cursor.device)) % self.capacity
@@ -66,6 +66,10 @@ class FeatureQueue(nn.Module):
     def _checked_length(self, rows: dict[str, Tensor]) -> int:
         if set(rows) != set(self.parts):
             raise ValueError(f"rows have the parts {sorted(rows)}, expected {sorted(self.parts)}")
+        for part, values in rows.items():
+            width = self.get_buffer(_buffer(part)).shape[1]
+            if values.ndim != 2 or values.shape[1] != width:
+                raise ValueError(f"{part} have shape {tuple(values.shape)}, expected [n, {width}]")
         lengths = {part: len(values) for part, values in rows.items()}
         if len(set(lengths.values())) > 1:
             raise ValueError(f"parts of different length: {lengths}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 from dataclasses import asdict
 from typing import ClassVar
@@ -30,6 +31,7 @@ class nnUNetTrainerSupervised(nnUNetTrainer):
         self.num_epochs = self.config.num_epochs
         self.num_iterations_per_epoch = self.config.num_iterations_per_epoch
         self.num_val_iterations_per_epoch = self.config.num_val_iterations_per_epoch
+        self._respect_num_threads()
         self._seed_everything()
         super().initialize()
         self.logger.update_config({"ssl": asdict(self.config)})
@@ -47,6 +49,12 @@ class nnUNetTrainerSupervised(nnUNetTrainer):
         super().load_checkpoint(checkpoint)
         # a resumed run must not see the patches and augmentations of its first epochs again
         self._seed_everything(self.current_epoch)
+
+    def _respect_num_threads(self) -> None:
+        """On a CPU nnUNetv2_train takes all cores; beside a busy process that is several times slower than one."""
+        num_threads = os.environ.get("OMP_NUM_THREADS", "")
+        if self.device.type == "cpu" and num_threads.isdigit() and int(num_threads) > 0:
+            torch.set_num_threads(int(num_threads))
 
     def _seed_everything(self, offset: int = 0) -> None:
         if self.config.seed is not None:

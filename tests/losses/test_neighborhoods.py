@@ -1,0 +1,123 @@
+"""Neighborhoods: Eq. 12, 13 and 15."""
+
+import pytest
+import torch
+from naive_distance_aware import ANGLES, EVERY, circle, make_rows, naive_neighborhoods
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from nnunet_dvcl.losses import find_neighborhoods
+
+
+@pytest.mark.parametrize(("k", "k_out", "u"), [(5, 5, 20), (1, 1, 1), (3, 7, 5), (7, 2, 39), (4, 4, 2)])
+@pytest.mark.parametrize("seed", range(3))
+def test_neighborhoods_equal_the_loops_of_equations_12_to_15(seed, k, k_out, u):
+    _, queries, features, _ = make_rows(seed=seed)
+    found = find_neighborhoods(features, queries, k, k_out, u)
+    assert found.neighbors.shape == found.relevant.shape == (12, k)
+    assert found.outsiders.shape == (12, k_out)
+    assert found.relevant.dtype == found.outlier.dtype == torch.bool
+    for i, (c, relevant, d, outlier) in enumerate(naive_neighborhoods(features, queries.tolist(), k, k_out, u)):
+        assert found.neighbors[i].tolist() == c
+        assert found.relevant[i].tolist() == relevant
+        assert sorted(found.outsiders[i].tolist()) == sorted(d)
+        assert bool(found.outlier[i]) == outlier
+
+
+def test_the_random_data_show_every_case():
+    """Otherwise the comparison above would prove little."""
+    cases = [c for seed in range(3) for c in naive_neighborhoods(*make_rows(seed=seed)[2:0:-1], 3, 7, 5)]
+    assert {outlier for *_, outlier in cases} == {True, False}
+    assert {r for _, relevant, _, _ in cases for r in relevant} == {True, False}
+
+
+def test_neighbors_on_a_circle_are_those_one_sees():
+    found = find_neighborhoods(circle(ANGLES), EVERY, 2, 2, 3)
+    assert found.neighbors.tolist() == [[1, 2], [0, 2], [1, 3], [2, 1], [5, 6], [4, 6], [5, 7], [6, 5], [7, 6]]
+    assert [sorted(row) for row in found.outsiders.tolist()] == [
+        [7, 8], [7, 8], [7, 8], [7, 8], [0, 8], [0, 8], [0, 8], [0, 1], [2, 3]
+    ]  # fmt: skip
+
+
+def test_reciprocal_neighbors_on_a_circle_are_relevant():
+    """The end of a chain names the third as neighbor; the third has two nearer ones."""
+    found = find_neighborhoods(circle(ANGLES), EVERY, 2, 2, 3)
+    assert found.relevant[:4].tolist() == [[True, False], [True, True], [True, True], [True, False]]
+    assert found.relevant[8].tolist() == [False, False]
+
+
+@pytest.mark.parametrize(("u", "planted_is_outlier"), [(3, True), (5, True), (6, False)])
+def test_the_planted_outlier_is_the_only_one(u, planted_is_outlier):
+    """Row 7, the planted row's nearest, has five rows nearer than it: 6, 5, 4, 3, 2."""
+    found = find_neighborhoods(circle(ANGLES), EVERY, 2, 2, u)
+    assert found.outlier.tolist() == [False] * 8 + [planted_is_outlier]
+
+
+def test_a_query_is_excluded_by_its_index_not_by_its_value():
+    features = circle([0, 0, 0, 90, 180])
+    found = find_neighborhoods(features, torch.tensor([0, 1, 2]), 2, 1, 2)
+    assert [set(row) for row in found.neighbors.tolist()] == [{1, 2}, {0, 2}, {0, 1}]
+    assert found.relevant.all()
+    assert found.outsiders.tolist() == [[4], [4], [4]]
+
+
+def test_neighborhoods_follow_a_permutation_and_ignore_scale():
+    _, queries, features, _ = make_rows()
+    found = find_neighborhoods(features, queries, 5, 5, 9)
+    order = torch.randperm(len(features))
+    where = order.argsort()
+    moved = find_neighborhoods(features[order] * (0.01 + 100 * torch.rand(40, 1)), where[queries], 5, 5, 9)
+    assert torch.equal(order[moved.neighbors], found.neighbors)
+    assert torch.equal(order[moved.outsiders], found.outsiders)
+    assert torch.equal(moved.relevant, found.relevant)
+    assert torch.equal(moved.outlier, found.outlier)
+
+
+def test_many_queries_at_once_find_what_each_finds_alone():
+    _, _, features, _ = make_rows(n=1500)
+    queries = torch.randperm(1500)
+    whole = find_neighborhoods(features, queries, 3, 4, 9)
+    parts = [find_neighborhoods(features, part, 3, 4, 9) for part in queries.split(100)]
+    for together, alone in zip(whole, zip(*parts, strict=True), strict=True):
+        assert torch.equal(together, torch.cat(alone))
+
+
+@pytest.mark.parametrize("dim", [3, 64])
+@pytest.mark.parametrize("n", [2, 7, 203])
+def test_equal_features_are_all_each_others_neighbors(n, dim):
+    """Nobody is nearer than anybody else, whatever the rounding: all relevant, nobody an outlier."""
+    torch.manual_seed(dim)
+    features = torch.randn(1, dim).expand(n, dim)
+    found = find_neighborhoods(features, torch.arange(n), 5, 5, 50)
+    assert found.relevant.all()
+    assert not found.outlier.any()
+    for others in (found.neighbors, found.outsiders):
+        assert (others != torch.arange(n)[:, None]).all()
+
+
+class LargestTensor(TorchDispatchMode):
+    """Remembers the largest result of any operation."""
+
+    numel = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for x in result if isinstance(result, tuple | list) else [result]:
+            if isinstance(x, Tensor):
+                self.numel = max(self.numel, x.numel())
+        return result
+
+
+def test_neighborhoods_keep_nothing_for_a_backward():
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(saved.append, lambda x: x):
+        find_neighborhoods(torch.randn(20, 8, requires_grad=True), torch.arange(5), 3, 3, 6)
+    assert not saved
+
+
+def test_neighborhoods_build_no_square_matrix():
+    """Rows of the queries and of their neighbors only: Q x K x N entries, not N x N."""
+    features = torch.randn(2000, 8)
+    with LargestTensor() as largest:
+        find_neighborhoods(features, torch.randperm(2000)[:16], 5, 5, 50)
+    assert largest.numel <= 16 * 5 * 2000

@@ -1,0 +1,95 @@
+import math
+
+import pytest
+import torch
+
+from nnunet_dvcl.trainers import nnUNetTrainerCPS
+
+
+def _parameters(module) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in module.parameters()])
+
+
+def test_the_twin_has_the_same_architecture_and_its_own_weights(build_trainer):
+    trainer = build_trainer(nnUNetTrainerCPS)
+    trainer.initialize()
+    a, b = trainer.students().values()
+    assert [p.shape for p in a.parameters()] == [p.shape for p in b.parameters()]
+    assert not torch.equal(_parameters(a), _parameters(b))
+    assert {id(p) for p in a.parameters()}.isdisjoint(id(p) for p in b.parameters())
+
+
+@pytest.mark.parametrize(("seed", "same"), [(0, True), (None, False)])
+def test_the_twins_seed(build_trainer, seed, same):
+    twins = []
+    for _ in range(2):
+        trainer = build_trainer(nnUNetTrainerCPS, seed=seed)
+        torch.manual_seed(9)  # the twin has its own seed, whatever the state of the global generator
+        trainer.initialize()
+        twins.append(_parameters(trainer.companions["B"]))
+    assert torch.equal(*twins) == same
+
+
+def test_both_networks_are_optimized_and_clipped_alone(start):
+    trainer = start(nnUNetTrainerCPS)
+    optimized = {id(p) for group in trainer.optimizer.param_groups for p in group["params"]}
+    assert optimized == {id(p) for s in trainer.students().values() for p in s.parameters()}
+    for p in trainer.network.parameters():
+        p.grad = torch.full_like(p, 1e3)
+    for p in trainer.companions["B"].parameters():
+        p.grad = torch.full_like(p, 1e-4)
+    trainer._clip_gradients()
+    norms = [torch.nn.utils.get_total_norm([p.grad for p in s.parameters()]) for s in trainer.students().values()]
+    assert norms[0] == pytest.approx(12, rel=1e-3)
+    assert next(trainer.companions["B"].parameters()).grad.flatten()[0] == 1e-4
+
+
+def test_the_total_is_supervised_plus_twice_the_weighted_consistency(start):
+    """Eq. 1-3 with nnU-Net's Dice + CE, twice the paper's supervised loss."""
+    trainer = start(nnUNetTrainerCPS, num_epochs=4, num_iterations_per_epoch=2, consistency_weight=0.1)
+    for iteration in range(3):
+        output = trainer.train_step(next(trainer.dataloader_train))
+        ramp = math.exp(-5 * (1 - iteration / 8) ** 2)
+        assert output["rampup"] == pytest.approx(ramp)
+        expected = output["supervised_A"] + output["supervised_B"] + 2 * 0.1 * ramp * output["cps"]
+        assert output["total"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_supervised_gradient_is_nnunets_own(start):
+    """With the other terms off, network A is trained as nnU-Net would train it."""
+    from nnunet_dvcl.trainers import nnUNetTrainerSupervised
+
+    ours = start(nnUNetTrainerCPS, consistency_weight=0.0)
+    stock = start(nnUNetTrainerSupervised)
+    stock.network.load_state_dict(ours.network.state_dict())
+    batch = next(ours.dataloader_train)
+    ours.train_step(batch)
+    stock.train_step(batch)
+    torch.testing.assert_close(_parameters(ours.network), _parameters(stock.network), rtol=1e-4, atol=1e-6)
+
+
+def test_consistency_reaches_both_networks_and_no_labels(start):
+    trainer = start(nnUNetTrainerCPS)
+    a, b = trainer.students().values()
+    logits = {name: network(torch.randn(4, 1, 16, 16, 16))[0] for name, network in trainer.students().items()}
+    from nnunet_dvcl.trainers.nnUNetTrainerSSL import Step
+
+    step = Step(logits, torch.zeros(2, 16, 16, 16, dtype=torch.long), torch.ones(2, 16, 16, 16, dtype=torch.bool), 0.5)
+    for kept in logits.values():
+        kept.retain_grad()
+    trainer.ssl_terms(step)["cps"].value.backward()
+    for kept in logits.values():
+        assert kept.grad[:2].abs().sum() == 0, "labeled images take no part in Eq. 2"
+        assert kept.grad[2:].abs().sum() > 0
+    assert all(any(p.grad is not None for p in network.parameters()) for network in (a, b))
+
+
+def test_padding_only_gives_zero_and_a_reason(start, capsys):
+    trainer = start(nnUNetTrainerCPS)
+    unlabeled = next(trainer.dataloader_unlabeled)
+    unlabeled["target"][:] = -1
+    trainer.dataloader_unlabeled = iter([unlabeled] * 2)
+    outputs = [trainer.train_step(next(trainer.dataloader_train)) for _ in range(2)]
+    assert [output["cps"] for output in outputs] == [0, 0]
+    trainer.on_train_epoch_end(outputs)
+    assert "WARNING: ssl/cps was 0 for the whole epoch: every unlabeled patch was padding" in capsys.readouterr().out
