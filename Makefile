@@ -1,0 +1,32 @@
+# Needs Python (with venv) and make; everything else is installed into $(VENV).
+PYTHON ?= python3
+VENV ?= .venv
+INSTALLED := $(VENV)/.installed
+
+.PHONY: test demo lint format clean
+
+# One thread: on a small machine the threads of torch only get in each other's way.
+test: export OMP_NUM_THREADS = 1
+test: lint
+	$(VENV)/bin/python -m pytest
+
+demo: $(INSTALLED)
+	$(VENV)/bin/nnunet_dvcl demo
+
+lint: $(INSTALLED)
+	$(VENV)/bin/ruff check .
+
+format: $(INSTALLED)
+	$(VENV)/bin/ruff format .
+	$(VENV)/bin/ruff check --fix .
+
+# Editable: a changed source file needs no new install.
+$(INSTALLED): setup.py pyproject.toml nnunet_dvcl/nnunet_dvcl.pth
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[test]'
+	touch $@
+
+# Only what this file made under its own names: a $(VENV) from elsewhere stays.
+clean:
+	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,72 @@
+"""Where nnU-Net keeps a data set, and where its unlabeled scans live beside it."""
+
+from dataclasses import dataclass
+from os.path import basename, isdir, join
+
+from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
+from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class, nnUNetBaseDataset
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+
+from nnunet_dvcl.errors import UserError
+
+IMAGES_FOLDER = "imagesTr_unlabeled"
+
+
+@dataclass(frozen=True)
+class DatasetFolders:
+    """The folders of one data set in one configuration; ``raw`` is None when ``nnUNet_raw`` is not set."""
+
+    raw: str | None
+    preprocessed: str
+    data_identifier: str
+
+    @classmethod
+    def of(cls, plans_manager: PlansManager, configuration_manager: ConfigurationManager) -> "DatasetFolders":
+        """Raises ``UserError`` when ``nnUNet_preprocessed`` is not set."""
+        name = plans_manager.dataset_name
+        raw = join(nnUNet_raw, name) if nnUNet_raw.is_set() else None
+        return cls(raw, join(preprocessed_root(), name), configuration_manager.data_identifier)
+
+    @property
+    def images(self) -> str:
+        return join(self.raw or join("$nnUNet_raw", basename(self.preprocessed)), IMAGES_FOLDER)
+
+    @property
+    def labeled(self) -> str:
+        return join(self.preprocessed, self.data_identifier)
+
+    @property
+    def unlabeled(self) -> str:
+        return join(self.preprocessed, f"{self.data_identifier}_unlabeled")
+
+    @property
+    def splits_file(self) -> str:
+        return join(self.preprocessed, "splits_final.json")
+
+    def example_image(self, dataset_json: dict) -> str:
+        """How the files of a scan are named, for messages."""
+        names = [f"CASE_{c:04d}{dataset_json['file_ending']}" for c in range(num_channels(dataset_json))]
+        return join(self.images, ", ".join(names))
+
+    def dataset_class(self) -> type[nnUNetBaseDataset]:
+        """nnU-Net's dataset class of the labeled cases; ``UserError`` when they are not preprocessed."""
+        problem = f"{self.labeled} does not exist"
+        if isdir(self.labeled):
+            try:
+                return infer_dataset_class(self.labeled)
+            except (AssertionError, KeyError) as error:
+                problem = f"{self.labeled} does not look like a folder of preprocessed cases ({error})"
+        raise UserError(f"{problem}. Preprocess the labeled cases first, with nnUNetv2_preprocess.")
+
+
+def num_channels(dataset_json: dict) -> int:
+    return len(dataset_json["channel_names"] if "channel_names" in dataset_json else dataset_json["modality"])
+
+
+def preprocessed_root() -> str:
+    if not nnUNet_preprocessed.is_set():
+        raise UserError(
+            "The environment variable nnUNet_preprocessed is not set. Let it name the folder that holds nnU-Net's "
+            "preprocessed data sets."
+        )
+    return str(nnUNet_preprocessed)

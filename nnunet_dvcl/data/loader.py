@@ -1,0 +1,105 @@
+"""The unlabeled stream: nnU-Net's loader, augmentation and workers, with a mask of the valid voxels as target."""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from batchgenerators.dataloading.nondet_multi_threaded_augmenter import NonDetMultiThreadedAugmenter
+from batchgenerators.dataloading.single_threaded_augmenter import SingleThreadedAugmenter
+from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
+from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
+from batchgeneratorsv2.transforms.utils.remove_label import RemoveLabelTansform
+from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
+from nnunetv2.utilities.label_handling.label_handling import LabelManager
+
+from nnunet_dvcl.data.dataset import UnlabeledDataset
+
+_WORKERS_VARIABLE = "nnUNet_n_proc_DA"
+Augmenter = SingleThreadedAugmenter | NonDetMultiThreadedAugmenter
+
+
+class UnlabeledLoader(nnUNetDataLoader):
+    """Random patches of random unlabeled cases.
+
+    Yields ``data`` [B, channels, *S] float32, ``target`` [B, 1, *S] int16 (0 inside the image, -1 where a voxel is
+    padding or outside) and ``keys``, the B identifiers.
+    """
+
+    def __init__(
+        self,
+        data: UnlabeledDataset,
+        batch_size: int,
+        patch_size: Sequence[int],
+        final_patch_size: Sequence[int],
+        label_manager: LabelManager,
+        transforms: BasicTransform | None = None,
+    ) -> None:
+        super().__init__(
+            data,
+            batch_size,
+            patch_size,
+            final_patch_size,
+            label_manager,
+            oversample_foreground_percent=0.0,
+            transforms=transforms,
+        )
+        # Else nnU-Net looks for annotated voxels.
+        self.has_ignore = False
+
+
+def unlabeled_transforms(training_transforms: ComposeTransforms) -> ComposeTransforms:
+    """nnU-Net's training transforms, less the one that turns padding (-1) into background (0).
+
+    Made by ``trainer.get_training_transforms`` with ``deep_supervision_scales=None, is_cascaded=False, regions=None``.
+    """
+    return ComposeTransforms([t for t in training_transforms.transforms if not _removes_padding(t)])
+
+
+def divide_workers(total: int, labeled_batch_size: int, unlabeled_batch_size: int) -> tuple[int, int]:
+    """(labeled, unlabeled) augmentation workers in proportion to the batches, at least one each; (0, 0) for none."""
+    if total == 0:
+        return 0, 0
+    labeled = round(total * labeled_batch_size / (labeled_batch_size + unlabeled_batch_size))
+    labeled = max(1, min(labeled, total - 1))
+    return labeled, max(1, total - labeled)
+
+
+@contextmanager
+def allowed_workers(num_workers: int) -> Iterator[None]:
+    """nnU-Net's own ``get_dataloaders`` uses ``num_workers`` inside of this block."""
+    before = os.environ.get(_WORKERS_VARIABLE)
+    os.environ[_WORKERS_VARIABLE] = str(num_workers)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[_WORKERS_VARIABLE]
+        else:
+            os.environ[_WORKERS_VARIABLE] = before
+
+
+def start_augmenter(loader: nnUNetDataLoader, num_workers: int, pin_memory: bool) -> Augmenter:
+    """Batches without end: made in this process for 0 workers, else by worker processes, set up as nnU-Net's own."""
+    if num_workers == 0:
+        return SingleThreadedAugmenter(loader, None)
+    augmenter = NonDetMultiThreadedAugmenter(
+        data_loader=loader,
+        transform=None,
+        num_processes=num_workers,
+        num_cached=max(6, num_workers // 2),
+        pin_memory=pin_memory,
+        wait_time=0.002,
+    )
+    # The first batch starts the workers.
+    next(augmenter)
+    return augmenter
+
+
+def stop_augmenter(augmenter: Augmenter | None) -> None:
+    """End the worker processes, if there are any."""
+    if isinstance(augmenter, NonDetMultiThreadedAugmenter):
+        augmenter._finish()
+
+
+def _removes_padding(transform: BasicTransform) -> bool:
+    return isinstance(transform, RemoveLabelTansform) and transform.label_value == -1

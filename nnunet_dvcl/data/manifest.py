@@ -1,0 +1,92 @@
+"""What in the plans decides how a scan is preprocessed, and whether a folder was made with just that."""
+
+import json
+import os
+from os.path import isfile, join
+
+from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+
+from nnunet_dvcl.data.messages import bullet_list
+from nnunet_dvcl.data.storage import HIDDEN_FOLDER, holds_cases, write_json
+from nnunet_dvcl.errors import UserError
+
+_CONFIGURATION_KEYS = (
+    "preprocessor_name",
+    "spacing",
+    "normalization_schemes",
+    "use_mask_for_norm",
+    "resampling_fn_data",
+    "resampling_fn_data_kwargs",
+    "resampling_fn_seg",
+    "resampling_fn_seg_kwargs",
+)
+
+
+def preprocessing_settings(
+    plans_manager: PlansManager, configuration_manager: ConfigurationManager, dataset_class: type[nnUNetBaseDataset]
+) -> dict:
+    """All that decides what a preprocessed scan looks like, as JSON would hold it."""
+    settings = {key: configuration_manager.configuration.get(key) for key in _CONFIGURATION_KEYS}
+    settings |= {
+        "transpose_forward": plans_manager.transpose_forward,
+        "image_reader_writer": plans_manager.plans["image_reader_writer"],
+        "foreground_intensity_properties_per_channel": plans_manager.foreground_intensity_properties_per_channel,
+        "dataset_class": dataset_class.__name__,
+    }
+    return json.loads(json.dumps(settings))
+
+
+def manifest_file(folder: str) -> str:
+    return join(folder, HIDDEN_FOLDER, "manifest.json")
+
+
+def is_current(folder: str, settings: dict) -> bool:
+    """Whether ``folder`` was made with ``settings``; False when nothing was made yet.
+
+    Raises:
+        UserError: the folder holds cases that were made with other settings (names what differs) or without a manifest.
+    """
+    file = manifest_file(folder)
+    made_with = _read(file) if isfile(file) else None
+    if made_with == settings:
+        return True
+    if not holds_cases(folder):
+        return False
+    if made_with is None:
+        problem = f"does not say which plans it was made with: {file} is missing (copied without it?)."
+    else:
+        problem = f"was preprocessed with other plans:\n{bullet_list(_differences(made_with, settings))}"
+    raise UserError(
+        f"{folder} {problem}\nDelete that folder; it is made again from the raw scans, by `nnunet_dvcl preprocess` or "
+        f"by the next training run."
+    )
+
+
+def write_manifest(folder: str, settings: dict) -> None:
+    os.makedirs(join(folder, HIDDEN_FOLDER), exist_ok=True)
+    write_json(settings, manifest_file(folder))
+
+
+def _read(file: str) -> dict:
+    with open(file, encoding="utf-8") as handle:
+        return json.load(handle)
+
+
+def _differences(old: dict, new: dict) -> list[str]:
+    old, new = _flatten(old), _flatten(new)
+    return [
+        f"{key}: {old.get(key)} in the folder, {new.get(key)} in the plans"
+        for key in sorted(old | new)
+        if old.get(key) != new.get(key)
+    ]
+
+
+def _flatten(settings: dict, prefix: str = "") -> dict[str, object]:
+    flat: dict[str, object] = {}
+    for key, value in settings.items():
+        if isinstance(value, dict):
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat

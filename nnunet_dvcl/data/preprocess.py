@@ -1,0 +1,202 @@
+"""Preprocess the unlabeled scans with the plans of the labeled cases: once, in parallel, resumable."""
+
+import multiprocessing
+import os
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass
+from os.path import isfile, join
+
+import numpy as np
+from batchgenerators.utilities.file_and_folder_operations import load_json
+from filelock import FileLock, Timeout
+from nnunetv2.configuration import default_num_processes
+from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset
+from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+from tqdm import tqdm
+
+from nnunet_dvcl.data.folders import DatasetFolders, preprocessed_root
+from nnunet_dvcl.data.images import BadImage, check_images
+from nnunet_dvcl.data.manifest import is_current, preprocessing_settings, write_manifest
+from nnunet_dvcl.data.messages import bullet_list
+from nnunet_dvcl.data.raw import find_unlabeled_images
+from nnunet_dvcl.data.splits import check_scans_have_no_label
+from nnunet_dvcl.data.storage import HIDDEN_FOLDER, complete_cases, save_case
+from nnunet_dvcl.errors import UserError
+
+Log = Callable[[str], object]
+
+
+@dataclass(frozen=True)
+class ScanPreprocessor:
+    """nnU-Net's own preprocessing of an image alone, into ``folder``. Plain attributes: it travels to the workers."""
+
+    folder: str
+    plans_manager: PlansManager
+    configuration_manager: ConfigurationManager
+    dataset_json: dict
+    dataset_class: type[nnUNetBaseDataset]
+
+    def __call__(self, identifier: str, image_files: list[str]) -> str | None:
+        """Preprocess one scan; returns what is wrong with it (naming the file), or None."""
+        plans, configuration = self.plans_manager, self.configuration_manager
+        try:
+            check_images(image_files, plans.image_reader_writer_class(), self.dataset_json)
+            preprocessor = configuration.preprocessor_class(verbose=False)
+            data, mask, properties = preprocessor.run_case(image_files, None, plans, configuration, self.dataset_json)
+        except BadImage as error:
+            return str(error)
+        except Exception as error:
+            return f"{', '.join(image_files)}: {type(error).__name__}: {error}"
+        data = data.astype(np.float32, copy=False)
+        patch_size = tuple(configuration.patch_size)
+        save_case(self.folder, identifier, data, mask, properties, self.dataset_class, patch_size)
+        return None
+
+
+def preprocess_unlabeled(
+    dataset_name_or_id: str,
+    configuration: str,
+    plans_identifier: str = "nnUNetPlans",
+    num_processes: int = default_num_processes,
+) -> str:
+    """Preprocess ``imagesTr_unlabeled`` of a data set ahead of a training (``nnunet_dvcl preprocess``).
+
+    Returns:
+        The folder ``nnUNet_preprocessed/DatasetXXX/<data_identifier>_unlabeled``.
+
+    Raises:
+        UserError: data set, plans, configuration or scans are missing, or a scan cannot be used.
+    """
+    plans_manager, dataset_json = _load_plans(dataset_name_or_id, plans_identifier)
+    if configuration not in plans_manager.available_configurations:
+        raise UserError(
+            f"The plans {plans_identifier} of {plans_manager.dataset_name} have no configuration {configuration}. They "
+            f"have: {', '.join(plans_manager.available_configurations)}."
+        )
+    configuration_manager = plans_manager.get_configuration(configuration)
+    folders = DatasetFolders.of(plans_manager, configuration_manager)
+    if folders.raw is None:
+        raise UserError("The environment variable nnUNet_raw is not set: it names the folder with the raw data sets.")
+    images = find_unlabeled_images(folders.raw, dataset_json)
+    if not images:
+        raise UserError(f"There are no scans to preprocess: put them at {folders.example_image(dataset_json)}.")
+    dataset_class = folders.dataset_class()
+    check_scans_have_no_label(images, dataset_class.get_identifiers(folders.labeled), folders.images)
+    preprocess_images(
+        images,
+        ScanPreprocessor(folders.unlabeled, plans_manager, configuration_manager, dataset_json, dataset_class),
+        num_processes,
+        print,
+    )
+    return folders.unlabeled
+
+
+def preprocess_images(
+    images: dict[str, list[str]], preprocessor: ScanPreprocessor, num_processes: int, log: Log
+) -> None:
+    """Preprocess the scans that are not yet complete in the preprocessor's folder.
+
+    A second process that wants the same waits until the first is done. A kill at any moment costs only the scans that
+    were being worked on.
+
+    Raises:
+        UserError: the folder was made with other plans; scans that cannot be used (all named, the others are kept); a
+            worker process died.
+    """
+    folder, dataset_class = preprocessor.folder, preprocessor.dataset_class
+    settings = preprocessing_settings(preprocessor.plans_manager, preprocessor.configuration_manager, dataset_class)
+
+    def missing() -> dict[str, list[str]]:
+        done = complete_cases(folder, dataset_class) if is_current(folder, settings) else set()
+        return {identifier: files for identifier, files in images.items() if identifier not in done}
+
+    # Without the lock first: a finished folder may be on a read-only disk.
+    if not missing():
+        return
+    hidden = join(folder, HIDDEN_FOLDER)
+    os.makedirs(hidden, exist_ok=True)
+    with _locked(join(hidden, "lock"), log):
+        todo = missing()
+        if not todo:
+            return
+        _remove_leftovers(hidden)
+        write_manifest(folder, settings)
+        log(f"Preprocessing {len(todo)} of {len(images)} unlabeled scans into {folder}")
+        results = tqdm(_run(preprocessor, todo, num_processes), total=len(todo), desc="Unlabeled scans")
+        problems = sorted(problem for problem in results if problem)
+    if problems:
+        raise UserError(
+            f"{len(problems)} unlabeled scan(s) cannot be used; the other {len(images) - len(problems)} are done and "
+            f"kept. Mend or remove these and run again:\n{bullet_list(problems)}"
+        )
+
+
+def _run(preprocessor: ScanPreprocessor, todo: dict[str, list[str]], num_processes: int) -> Iterator[str | None]:
+    """Yield each scan's problem or None, as they finish."""
+    if num_processes <= 1:
+        yield from (preprocessor(identifier, files) for identifier, files in todo.items())
+        return
+    pool = ProcessPoolExecutor(
+        min(num_processes, len(todo)), multiprocessing.get_context("spawn"), initializer=_exit_with_parent
+    )
+    try:
+        futures = [pool.submit(preprocessor, identifier, files) for identifier, files in todo.items()]
+        for future in as_completed(futures):
+            yield future.result()
+    except BrokenProcessPool as error:
+        raise UserError(
+            "A worker process died while it preprocessed unlabeled scans, most likely because the memory was full. "
+            "What is done is kept; run `nnunet_dvcl preprocess` with fewer workers (-np 1) to do the rest."
+        ) from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _exit_with_parent() -> None:
+    """A worker of a killed parent would wait for work forever, and hold its memory."""
+
+    def wait_for_parent() -> None:
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=wait_for_parent, daemon=True).start()
+
+
+@contextmanager
+def _locked(file: str, log: Log) -> Iterator[None]:
+    """Alone in this block; the system frees the lock when its owner is killed."""
+    lock = FileLock(file)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        log(f"Another process preprocesses the unlabeled scans; waiting for it ({file})")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _remove_leftovers(hidden: str) -> None:
+    """What a killed run left behind: temporary folders of cases, never a case."""
+    for entry in os.scandir(hidden):
+        if entry.is_dir():
+            shutil.rmtree(entry.path)
+
+
+def _load_plans(dataset_name_or_id: str, plans_identifier: str) -> tuple[PlansManager, dict]:
+    root = preprocessed_root()
+    try:
+        name = maybe_convert_to_dataset_name(dataset_name_or_id)
+    except (RuntimeError, ValueError) as error:
+        raise UserError(str(error)) from error
+    for file in (f"{plans_identifier}.json", "dataset.json"):
+        if not isfile(join(root, name, file)):
+            raise UserError(f"{join(root, name, file)} does not exist. Run nnUNetv2_plan_and_preprocess first.")
+    return PlansManager(join(root, name, f"{plans_identifier}.json")), load_json(join(root, name, "dataset.json"))

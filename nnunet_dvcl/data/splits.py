@@ -1,0 +1,93 @@
+"""Which cases of a fold are unlabeled: the key ``"unlabeled"`` of ``splits_final.json``, and what may not overlap."""
+
+import difflib
+import json
+from collections.abc import Collection
+from os.path import isfile
+
+from nnunet_dvcl.data.messages import bullet_list
+from nnunet_dvcl.errors import UserError
+
+KEY = "unlabeled"
+
+
+def withheld_cases(splits_file: str, fold: int | str, labeled: Collection[str]) -> list[str]:
+    """The labeled cases whose labels fold ``fold`` withholds.
+
+    Args:
+        splits_file: ``splits_final.json`` in the preprocessed data set.
+        fold: number of the fold, or ``"all"``.
+        labeled: identifiers of all preprocessed labeled cases.
+
+    Returns:
+        Sorted identifiers. Empty without the file or the key, for fold "all", and for a fold that the file does not
+        have (nnU-Net then draws a random split of all cases).
+
+    Raises:
+        UserError: the fold is malformed, a case has two roles in it, or a case does not exist.
+    """
+    if fold == "all" or not isfile(splits_file):
+        return []
+    splits = _read(splits_file)
+    if int(fold) >= len(splits):
+        return []
+    split = splits[int(fold)]
+    problems = _shape_problems(split)
+    if not problems:
+        problems = _role_problems(split) + _unknown_cases(split, labeled)
+    if problems:
+        raise UserError(f"Fold {fold} of {splits_file} cannot be used:\n{bullet_list(problems)}")
+    return sorted(set(split.get(KEY, [])))
+
+
+def check_scans_have_no_label(scans: Collection[str], labeled: Collection[str], images_folder: str) -> None:
+    """``UserError`` when a scan of ``imagesTr_unlabeled`` has the identifier of a labeled case."""
+    both = sorted(set(scans) & set(labeled))
+    if both:
+        raise UserError(
+            f"{len(both)} case(s) are labeled and in {images_folder} at once:\n{bullet_list(both)}\n"
+            f"Remove them from that folder (or rename them, if they are other scans). To train on a labeled case "
+            f'without its label, list it under "{KEY}" in splits_final.json instead.'
+        )
+
+
+def _read(splits_file: str) -> list:
+    try:
+        with open(splits_file, encoding="utf-8") as file:
+            splits = json.load(file)
+    except ValueError as error:
+        raise UserError(f"{splits_file} is not valid JSON: {error}") from error
+    if not isinstance(splits, list):
+        raise UserError(f"{splits_file} must hold a list with one entry a fold, not {type(splits).__name__}.")
+    return splits
+
+
+def _shape_problems(split: object) -> list[str]:
+    if not isinstance(split, dict):
+        return [f'expected {{"train": [...], "val": [...], "{KEY}": [...]}}, found {type(split).__name__}']
+    problems = [f'"{key}" is missing' for key in ("train", "val") if key not in split]
+    for key in split:
+        if key in ("train", "val", KEY):
+            if not isinstance(split[key], list) or not all(isinstance(case, str) for case in split[key]):
+                problems.append(f'"{key}" must be a list of case identifiers (strings)')
+        elif difflib.get_close_matches(key.lower(), [KEY]):
+            problems.append(f'"{key}" is not a key; did you mean "{KEY}"?')
+    return problems
+
+
+def _role_problems(split: dict) -> list[str]:
+    withheld = set(split.get(KEY, []))
+    return [
+        f'{case}: is in "{KEY}" and in "{role}"; remove it from one of them'
+        for role in ("train", "val")
+        for case in sorted(withheld & set(split[role]))
+    ]
+
+
+def _unknown_cases(split: dict, labeled: Collection[str]) -> list[str]:
+    return [
+        f'{case}: in "{role}", but not among the {len(labeled)} preprocessed labeled cases; remove it, mend its name, '
+        f"or run nnUNetv2_preprocess if it is new (scans of imagesTr_unlabeled need not be listed)"
+        for role in ("train", "val", KEY)
+        for case in sorted(set(split.get(role, [])) - set(labeled))
+    ]

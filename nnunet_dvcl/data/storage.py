@@ -1,0 +1,85 @@
+"""Preprocessed cases on disk: written whole or not at all."""
+
+import json
+import os
+import tempfile
+from os.path import basename, isdir, join
+
+import numpy as np
+from nnunetv2.training.dataloading.nnunet_dataset import (
+    comp_blosc2_params,
+    nnUNetBaseDataset,
+    nnUNetDatasetBlosc2,
+    nnUNetDatasetNumpy,
+)
+
+HIDDEN_FOLDER = ".nnunet_dvcl"
+"""Holds all that is not a case: nnU-Net looks at the plain files of the folder alone."""
+
+_SUFFIXES = {
+    nnUNetDatasetBlosc2: (".b2nd", "_seg.b2nd", ".pkl"),
+    nnUNetDatasetNumpy: (".npz", ".pkl"),
+}
+
+
+def complete_cases(folder: str, dataset_class: type[nnUNetBaseDataset]) -> set[str]:
+    """Identifiers of the cases all of whose files are in ``folder``; empty when there is no folder."""
+    names = set(os.listdir(folder)) if isdir(folder) else set()
+    identifiers = {name.removesuffix(".pkl") for name in names if name.endswith(".pkl")}
+    return {i for i in identifiers if names.issuperset(i + suffix for suffix in _SUFFIXES[dataset_class])}
+
+
+def holds_cases(folder: str) -> bool:
+    """Whether there is any case, of any dataset class."""
+    return isdir(folder) and any(name.endswith(".pkl") for name in os.listdir(folder))
+
+
+def save_case(
+    folder: str,
+    identifier: str,
+    data: np.ndarray,
+    image_mask: np.ndarray,
+    properties: dict,
+    dataset_class: type[nnUNetBaseDataset],
+    patch_size: tuple[int, ...],
+) -> None:
+    """Save a case so that a kill at any moment leaves it complete or not there.
+
+    Args:
+        folder: folder of the preprocessed cases, with its hidden folder.
+        data: [channels, *S] float32.
+        image_mask: [1, *S] int8, 0 inside the image and -1 outside.
+        properties: nnU-Net's properties of the case.
+        patch_size: the plan's; Blosc2 cuts its chunks to it.
+    """
+    with tempfile.TemporaryDirectory(dir=join(folder, HIDDEN_FOLDER), prefix="case_") as temporary:
+        target = join(temporary, identifier)
+        if dataset_class is nnUNetDatasetBlosc2:
+            blocks, chunks = comp_blosc2_params(data.shape, patch_size, data.itemsize)
+            blocks_seg, chunks_seg = comp_blosc2_params(image_mask.shape, patch_size, image_mask.itemsize)
+            layout = {"chunks": chunks, "blocks": blocks, "chunks_seg": chunks_seg, "blocks_seg": blocks_seg}
+            dataset_class.save_case(data, image_mask, properties, target, **layout)
+        else:
+            dataset_class.save_case(data, image_mask, properties, target)
+            # Unpacked now, inside the same commit: nnU-Net unpacks the labeled folder only.
+            np.save(f"{target}.npy", data)
+            np.save(f"{target}_seg.npy", image_mask)
+        _move_into(folder, [entry.path for entry in os.scandir(temporary)])
+
+
+def write_json(content: dict, file: str) -> None:
+    """Write ``content`` whole or not at all; one writer at a time."""
+    temporary = f"{file}.tmp"
+    with open(temporary, "w", encoding="utf-8") as handle:
+        json.dump(content, handle, indent=2)
+        handle.flush()
+        os.fsync(handle.fileno())
+    os.replace(temporary, file)
+
+
+def _move_into(folder: str, files: list[str]) -> None:
+    """The pickle moves last: it marks the case as whole."""
+    for file in sorted(files, key=lambda name: name.endswith(".pkl")):
+        with open(file, "rb+") as handle:
+            os.fsync(handle.fileno())
+        os.replace(file, join(folder, basename(file)))

@@ -1,0 +1,75 @@
+"""All unlabeled cases of a training run: found, checked, preprocessed once, ready to load."""
+
+from os.path import isdir
+
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+
+from nnunet_dvcl.data.dataset import UnlabeledDataset
+from nnunet_dvcl.data.folders import DatasetFolders
+from nnunet_dvcl.data.manifest import is_current, preprocessing_settings
+from nnunet_dvcl.data.preprocess import Log, ScanPreprocessor, preprocess_images
+from nnunet_dvcl.data.raw import find_unlabeled_images
+from nnunet_dvcl.data.splits import check_scans_have_no_label, withheld_cases
+from nnunet_dvcl.data.storage import complete_cases
+from nnunet_dvcl.errors import UserError
+
+
+def get_unlabeled_dataset(
+    plans_manager: PlansManager,
+    configuration_manager: ConfigurationManager,
+    dataset_json: dict,
+    fold: int | str,
+    num_processes: int,
+    log: Log,
+) -> UnlabeledDataset:
+    """The unlabeled cases of a fold from both sources: ``imagesTr_unlabeled`` and the fold's ``"unlabeled"`` cases.
+
+    Scans that are not yet preprocessed are preprocessed first. Without ``imagesTr_unlabeled`` (a machine that holds
+    only preprocessed data) the scans that were preprocessed before are used.
+
+    Raises:
+        UserError: there is no unlabeled case (says how to provide one), or one of them cannot be used.
+    """
+    folders = DatasetFolders.of(plans_manager, configuration_manager)
+    dataset_class = folders.dataset_class()
+    labeled = set(dataset_class.get_identifiers(folders.labeled))
+    withheld = withheld_cases(folders.splits_file, fold, labeled)
+    preprocessor = ScanPreprocessor(
+        folders.unlabeled, plans_manager, configuration_manager, dataset_json, dataset_class
+    )
+    if folders.raw is not None and isdir(folders.images):
+        images = find_unlabeled_images(folders.raw, dataset_json)
+        check_scans_have_no_label(images, labeled, folders.images)
+        preprocess_images(images, preprocessor, num_processes, log)
+        scans = sorted(images)
+    else:
+        scans = _preprocessed_scans(preprocessor, folders, log)
+        check_scans_have_no_label(scans, labeled, folders.unlabeled)
+    if not scans and not withheld:
+        raise UserError(_no_unlabeled_case(folders, dataset_json, fold, sorted(labeled)))
+    log(f"Unlabeled cases: {len(scans)} of imagesTr_unlabeled, {len(withheld)} of the split with their labels withheld")
+    sources = [(folders.unlabeled, scans), (folders.labeled, withheld)]
+    return UnlabeledDataset(dataset_class(folder, cases) for folder, cases in sources if cases)
+
+
+def _preprocessed_scans(preprocessor: ScanPreprocessor, folders: DatasetFolders, log: Log) -> list[str]:
+    folder, dataset_class = preprocessor.folder, preprocessor.dataset_class
+    settings = preprocessing_settings(preprocessor.plans_manager, preprocessor.configuration_manager, dataset_class)
+    scans = sorted(complete_cases(folder, dataset_class)) if is_current(folder, settings) else []
+    if scans:
+        log(f"{folders.images} is not there: using the {len(scans)} scans preprocessed before, in {folder}")
+    return scans
+
+
+def _no_unlabeled_case(folders: DatasetFolders, dataset_json: dict, fold: int | str, labeled: list[str]) -> str:
+    example = ", ".join(f'"{case}"' for case in labeled[:2])
+    where = "a numbered fold (fold all uses every label)" if fold == "all" else f"fold {fold}"
+    return (
+        f"There is no unlabeled case to train fold {fold} with. Provide some in one of two ways, or both:\n"
+        f"  1. Scans without labels: put them at {folders.example_image(dataset_json)}\n"
+        f"     They are preprocessed when the training starts.\n"
+        f"  2. Labeled cases whose labels are withheld: in {folders.splits_file} move cases of {where} from "
+        f'"train" to a third list:\n'
+        f'     {{"train": [...], "val": [...], "unlabeled": [{example}]}}\n'
+        f"To train on the labeled cases alone, use nnU-Net's own nnUNetTrainer."
+    )

@@ -1,0 +1,9 @@
+"""All trainers of ``nnunet_dvcl.trainers``, for nnU-Net's trainer finder."""
+
+try:
+    from nnunet_dvcl.trainers import *  # noqa: F403
+except ModuleNotFoundError as error:
+    # A child process in another environment inherits nnUNet_extTrainer, but has no nnunet_dvcl: its own search for a
+    # trainer must go on. (A plain folder named nnunet_dvcl on its path makes it the second name.)
+    if error.name not in ("nnunet_dvcl", "nnunet_dvcl.trainers"):
+        raise

@@ -1,0 +1,175 @@
+"""``nnunet_dvcl doctor``: what would keep a training from starting, and how to mend it."""
+
+import contextlib
+import importlib
+import importlib.metadata as metadata
+import io
+import os
+import platform
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from packaging.requirements import Requirement
+
+from nnunet_dvcl import __version__, _register
+
+DISTRIBUTION = "nnunet_dvcl"
+LOW_DISK_GB = 10
+
+
+class Finding(NamedTuple):
+    """One line of the report; ``remedy`` says how to mend what is not ``ok``."""
+
+    level: Literal["ok", "warn", "FAIL"]
+    text: str
+    remedy: str = ""
+
+
+def check_versions() -> Iterator[Finding]:
+    """Python and each declared requirement against what is installed."""
+    yield Finding("ok", f"python {platform.python_version()} ({sys.executable})")
+    yield Finding("ok", f"nnunet_dvcl {__version__} ({Path(__file__).parent})")
+    try:
+        declared = metadata.requires(DISTRIBUTION) or []
+    except metadata.PackageNotFoundError:
+        yield Finding("FAIL", "nnunet_dvcl runs from a folder and is not installed", "pip install -e FOLDER")
+        return
+    for requirement in map(Requirement, declared):
+        if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
+            yield _check_requirement(requirement)
+
+
+def _check_requirement(requirement: Requirement) -> Finding:
+    remedy = f'pip install "{requirement}"'
+    try:
+        version = metadata.version(requirement.name)
+    except metadata.PackageNotFoundError:
+        return Finding("FAIL", f"{requirement.name} is not installed", remedy)
+    if not requirement.specifier.contains(version, prereleases=True):
+        return Finding("FAIL", f"{requirement.name} {version}, but {requirement.specifier} is needed", remedy)
+    return Finding("ok", f"{requirement.name} {version}")
+
+
+def check_torchvision() -> Iterator[Finding]:
+    """nnU-Net's trainer finder imports torchvision; its compiled operators fit one version and build of torch only."""
+    torch, torchvision = (_installed_version(name) for name in ("torch", "torchvision"))
+    try:
+        importlib.import_module("torchvision.ops")
+    except Exception as error:  # a mismatch shows as RuntimeError, OSError, AttributeError ...
+        yield Finding(
+            "FAIL",
+            f"torchvision {torchvision} does not fit torch {torch}: {type(error).__name__}: {error}",
+            "install both in one command and from one index: pip install --force-reinstall torch torchvision",
+        )
+    else:
+        yield Finding("ok", f"torchvision {torchvision} fits torch {torch}")
+
+
+def _installed_version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return "(not installed)"
+
+
+def check_registration() -> Iterator[Finding]:
+    """Is the discovery folder in ``nnUNet_extTrainer``, and who put it there?"""
+    value = os.environ.get(_register.VARIABLE, "")
+    hooks = [hook for entry in sys.path if entry and (hook := Path(entry, "nnunet_dvcl.pth")).is_file()]
+    if _register.FOLDER in value.split(os.pathsep):
+        by = f"by {hooks[0]}" if hooks else "by hand"
+        yield Finding("ok", f"trainers registered {by}: {_register.VARIABLE}={value}")
+    else:
+        yield Finding(
+            "FAIL",
+            f"trainers not registered: {_register.VARIABLE}={value or '(not set)'}",
+            f"pip install nnunet_dvcl again, or: export {_register.VARIABLE}={_register.FOLDER}",
+        )
+
+
+def check_trainers() -> Iterator[Finding]:
+    """Does nnU-Net's own finder find each of our trainers, and is it ours?"""
+    try:
+        from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+
+        from nnunet_dvcl import trainers
+    except Exception as error:
+        yield Finding("FAIL", f"the trainers cannot be imported: {error!r}", "mend the first [FAIL] above")
+        return
+    for name in trainers.__all__:
+        try:
+            with contextlib.redirect_stdout(io.StringIO()):  # the finder tells its whole way
+                found = recursive_find_trainer_class_by_name(name)
+        except Exception as error:
+            text = f"nnU-Net does not find {name}: {type(error).__name__}: {error}"
+            yield Finding("FAIL", text, "mend the first [FAIL] above, or what the message names")
+            continue
+        if found is getattr(trainers, name):
+            yield Finding("ok", f"nnU-Net finds {found.__module__}.{name}")
+        else:
+            remedy = f"rename that class, or take its folder out of {_register.VARIABLE}"
+            yield Finding("FAIL", f"nnU-Net finds another {name} first: {found.__module__}.{name}", remedy)
+
+
+def check_folders() -> Iterator[Finding]:
+    """nnU-Net's three folders: set, there, writable, and with room."""
+    yield _check_folder("nnUNet_raw", written_by_training=False)
+    yield _check_folder("nnUNet_preprocessed", written_by_training=True)
+    yield _check_folder("nnUNet_results", written_by_training=True)
+
+
+def _check_folder(variable: str, written_by_training: bool) -> Finding:
+    folder = os.environ.get(variable)
+    if not folder:
+        return Finding("FAIL", f"{variable} is not set", f"export {variable}=/path/to/{variable}")
+    if not os.path.isdir(folder):
+        return Finding("FAIL", f"{variable}={folder} is not a folder", f"mkdir -p '{folder}', or correct {variable}")
+    try:
+        # Not os.access: it knows neither read-only mounts of every kind nor quotas.
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        level = "FAIL" if written_by_training else "warn"
+        return Finding(level, f"{variable}={folder} is not writable: {error.strerror}", f"chmod u+w '{folder}'")
+    free = shutil.disk_usage(folder).free / 1e9
+    if free < LOW_DISK_GB:
+        return Finding("warn", f"{variable}={folder}: only {free:.1f} GB free", "make room, or move the folder")
+    return Finding("ok", f"{variable}={folder} ({free:.0f} GB free)")
+
+
+def check_device() -> Iterator[Finding]:
+    """What nnU-Net would train on."""
+    try:
+        import torch
+    except Exception as error:
+        yield Finding("FAIL", f"torch cannot be imported: {error!r}", "pip install --force-reinstall torch torchvision")
+        return
+    if torch.cuda.is_available():
+        for index in range(torch.cuda.device_count()):
+            properties = torch.cuda.get_device_properties(index)
+            yield Finding("ok", f"cuda:{index} {properties.name}, {properties.total_memory / 2**30:.0f} GiB")
+    elif torch.backends.mps.is_available():
+        yield Finding("ok", "mps (train with -device mps)")
+    else:
+        built = f"torch is built for CUDA {torch.version.cuda}" if torch.version.cuda else "torch is built without CUDA"
+        remedy = "for small data train with -device cpu; else check the driver (nvidia-smi) and torch's build"
+        yield Finding("warn", f"cpu only, no GPU found ({built})", remedy)
+    yield Finding("ok", f"torch threads: {torch.get_num_threads()}, CPU cores: {os.cpu_count()}")
+
+
+CHECKS = (check_versions, check_torchvision, check_registration, check_trainers, check_folders, check_device)
+
+
+def main() -> int:
+    """Print one line a finding; returns 1 when there is a ``[FAIL]``, else 0."""
+    failures = 0
+    for check in CHECKS:
+        for level, text, remedy in check():
+            print(f"{f'[{level}]':<6} {text}" + (f"\n       -> {remedy}" if remedy else ""), flush=True)
+            failures += level == "FAIL"
+    print(f"\n{failures} problem(s) would keep a training from starting." if failures else "\nReady to train.")
+    return int(failures > 0)

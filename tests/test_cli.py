@@ -1,0 +1,137 @@
+"""The command line: help without torch, each command's arguments, errors without a traceback."""
+
+import subprocess
+import sys
+from types import ModuleType
+
+import pytest
+
+from nnunet_dvcl import __version__
+from nnunet_dvcl.cli import main
+from nnunet_dvcl.errors import UserError
+
+COMMANDS = ("preprocess", "configure", "demo", "doctor")
+
+
+@pytest.fixture
+def fake(monkeypatch):
+    """Replace one function of a module that is not to be imported; returns the list of its calls."""
+
+    def replace(module_name: str, function: str, result=None, error: Exception | None = None) -> list[tuple]:
+        calls = []
+
+        def record(*args):
+            calls.append(args)
+            if error is not None:
+                raise error
+            return result
+
+        module = ModuleType(module_name)
+        setattr(module, function, record)
+        monkeypatch.setitem(sys.modules, module_name, module)
+        return calls
+
+    return replace
+
+
+def test_help_lists_every_command_with_one_line(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["--help"])
+    assert stop.value.code == 0
+    lines = capsys.readouterr().out.splitlines()
+    for command in COMMANDS:
+        assert [line for line in lines if line.split()[:1] == [command] and len(line.split()) > 3], command
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_each_command_has_help(command, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([command, "--help"])
+    assert stop.value.code == 0
+    assert f"nnunet_dvcl {command}" in capsys.readouterr().out
+
+
+def test_the_parser_imports_nothing_heavy():
+    code = (
+        "import sys\nfrom nnunet_dvcl.cli import main\n"
+        "try: main(['--help'])\nexcept SystemExit: pass\n"
+        "print(sorted({'torch', 'numpy', 'nnunetv2', 'matplotlib'} & set(sys.modules)), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr.strip() == "[]"
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit):
+        main(["--version"])
+    assert capsys.readouterr().out == f"nnunet_dvcl {__version__}\n"
+
+
+@pytest.mark.parametrize("argv", [[], ["preprocess", "-d", "501"], ["configure", "-d", "501", "-c", "2d", "a=1"]])
+def test_what_is_missing_is_said(argv, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(argv)
+    assert stop.value.code == 2
+    assert "required" in capsys.readouterr().err
+
+
+def test_preprocess_runs_each_configuration(fake, capsys):
+    calls = fake("nnunet_dvcl.data.preprocess", "preprocess_unlabeled", result="/folder")
+    assert main(["preprocess", "-d", "501", "-c", "2d", "3d_fullres", "-p", "MyPlans", "-np", "3"]) == 0
+    assert calls == [("501", "2d", "MyPlans", 3), ("501", "3d_fullres", "MyPlans", 3)]
+    assert "/folder" in capsys.readouterr().out
+
+
+def test_preprocess_takes_the_defaults_of_nnunet(fake):
+    configuration = ModuleType("nnunetv2.configuration")
+    configuration.default_num_processes = 7
+    calls = fake("nnunet_dvcl.data.preprocess", "preprocess_unlabeled")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "nnunetv2.configuration", configuration)
+        assert main(["preprocess", "-d", "Dataset501_Small", "-c", "3d_fullres"]) == 0
+    assert calls == [("Dataset501_Small", "3d_fullres", "nnUNetPlans", 7)]
+
+
+@pytest.mark.parametrize("number", ["0", "-2", "two"])
+def test_preprocess_refuses_an_impossible_number_of_processes(number, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["preprocess", "-d", "501", "-c", "2d", "-np", number])
+    assert stop.value.code == 2
+    assert number in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["-d", "501", "-c", "3d_fullres", "--name", "3d_small", "batch_size=2", "ssl.num_epochs=20"],
+        ["batch_size=2", "ssl.num_epochs=20", "-d", "501", "-c", "3d_fullres", "--name", "3d_small"],
+    ],
+)
+def test_configure_takes_its_assignments_before_or_after_the_options(argv, fake):
+    calls = fake("nnunet_dvcl.configure", "configure", result="/plans.json")
+    assert main(["configure", *argv]) == 0
+    assert calls == [("501", "3d_fullres", "3d_small", "nnUNetPlans", ["batch_size=2", "ssl.num_epochs=20"])]
+
+
+def test_demo(fake):
+    calls = fake("nnunet_dvcl.demo.run", "run_demo")
+    assert main(["demo"]) == 0
+    assert main(["demo", "-o", "elsewhere", "--quick"]) == 0
+    assert calls == [("./nnunet_dvcl_demo", False), ("elsewhere", True)]
+
+
+def test_doctor_decides_the_exit_status(fake):
+    fake("nnunet_dvcl.doctor", "main", result=1)
+    assert main(["doctor"]) == 1
+
+
+def test_a_user_error_is_a_message_not_a_traceback(fake, capsys):
+    fake("nnunet_dvcl.demo.run", "run_demo", error=UserError("the folder is full. Make room"))
+    assert main(["demo"]) == 1
+    assert capsys.readouterr().err == "Error: the folder is full. Make room\n"
+
+
+def test_another_error_is_not_hidden(fake):
+    fake("nnunet_dvcl.demo.run", "run_demo", error=ZeroDivisionError())
+    with pytest.raises(ZeroDivisionError):
+        main(["demo"])

@@ -1,0 +1,30 @@
+"""torch.compile, which nnU-Net uses on a GPU by default, here with a backend that runs on the CPU."""
+
+from functools import partial
+
+import torch
+from torch._dynamo import OptimizedModule
+
+from nnunet_dvcl.trainers import nnUNetTrainerDVCL
+
+
+def test_compiled_training_keeps_features_and_plain_checkpoints(build_trainer, monkeypatch, tmp_path):
+    monkeypatch.setattr(nnUNetTrainerDVCL, "_do_i_compile", lambda self: True)
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    trainer = build_trainer(nnUNetTrainerDVCL, "2d_tiny")
+    trainer.on_train_start()
+    trainer.on_train_epoch_start()
+    assert all(isinstance(network, OptimizedModule) for network in trainer.students().values())
+    for _ in range(2):
+        output = trainer.train_step(next(trainer.dataloader_train))
+        assert output["hqcl"] > 0
+        assert output["dvcl"] != 0
+    with torch.no_grad():
+        trainer.on_validation_epoch_start()
+        trainer.validation_step(next(trainer.dataloader_val))
+
+    trainer.save_checkpoint(str(tmp_path / "checkpoint.pth"))
+    checkpoint = torch.load(tmp_path / "checkpoint.pth", weights_only=False)
+    keys = [*checkpoint["network_weights"], *checkpoint["ssl_state"]["companions"]["B"]]
+    assert not any("_orig_mod" in key for key in keys)
+    trainer.load_checkpoint(str(tmp_path / "checkpoint.pth"))
