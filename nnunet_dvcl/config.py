@@ -90,18 +90,24 @@ class SSLConfig(TrainingConfig):
 
 
 @dataclass(frozen=True)
-class DVCLConfig(SSLConfig):
-    """What HqCL and DVCL add. Defaults: the paper's where it gives one, else those that ``docs/`` gives reasons for."""
+class HqCLConfig(SSLConfig):
+    """What HqCL adds. Defaults: the paper's where it gives one, else those that ``docs/`` gives reasons for."""
 
     contrastive_weight: float = _weight(0.1)  # λ_c of Eq. 3
-    distance_weight: float = _weight(0.3)  # β of Eq. 3
-    contrastive_start: float = _share(0.0)  # share of training before HqCL and DVCL begin
+    contrastive_start: float = _share(0.0)  # share of training before the contrast begins
     entropy_alpha: float = _option(0.5, float, "a number", lambda value: abs(value) < float("inf"))  # α of Eq. 5
     feature_dim: int = _count(64)  # d
     num_anchors: int = _count(256)  # M of Eq. 10, a class
     num_negatives: int = _count(50)  # N of Eq. 10, an anchor
     temperature: float = _positive(1.0)  # σ of Eq. 10
     bank_capacity: int = _count(4096)  # anchors kept for P_c of Eq. 8, a class
+
+
+@dataclass(frozen=True)
+class DVCLConfig(HqCLConfig):
+    """What DVCL adds."""
+
+    distance_weight: float = _weight(0.3)  # β of Eq. 3
     num_queries: int = _count(512)  # queries of DVCL, a network
     queue_capacity: int = _count(8192)  # candidates of Eq. 12
     num_neighbors: int = _count(5)  # K of Eq. 12

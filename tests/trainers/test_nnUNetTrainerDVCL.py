@@ -1,9 +1,11 @@
 import pytest
 import torch
 
+import nnunet_dvcl.trainers as trainers
 from nnunet_dvcl.losses import DistanceAwareContrastiveLoss
 from nnunet_dvcl.sampling import gather_rows
 from nnunet_dvcl.trainers import nnUNetTrainerDVCL
+from nnunet_dvcl.trainers.nnUNetTrainerCPS_HqCL import Voxels
 from nnunet_dvcl.trainers.nnUNetTrainerSSL import Step
 
 
@@ -61,7 +63,9 @@ def test_dvcl_reaches_valid_unreliable_unlabeled_voxels_only(start):
     step = _step(trainer)
     for logits in step.logits.values():
         logits.retain_grad()
-    voxels = {name: trainer._select(step, name) for name in step.logits}
+    voxels = {}
+    original = trainer.contrastive_terms
+    trainer.contrastive_terms = lambda step, selected: voxels.update(selected) or original(step, selected)
     trainer.ssl_terms(step)["dvcl"].value.backward()
     for name, logits in step.logits.items():
         touched = logits.grad.abs().sum(1) > 0
@@ -95,18 +99,18 @@ def test_sample_then_project_is_project_then_sample(start):
     volume = torch.randn(2, 4, 16, 16, 16)
     index = torch.randint(0, 2 * 16**3, (50,))
     dense = trainer.companions["head_A"](volume.movedim(1, -1)).movedim(-1, 1)
-    torch.testing.assert_close(trainer._project("A", volume, index), gather_rows(dense, index))
+    torch.testing.assert_close(trainer.project("A", volume, index), gather_rows(dense, index))
 
 
 def test_each_network_is_projected_by_its_own_head(start):
     trainer = start(nnUNetTrainerDVCL)
-    features = {name: torch.randn(1, 4, 8, 8, 8) for name in "AB"}
-    classes = [torch.zeros(1, 8, 8, 8, dtype=torch.long), torch.ones(1, 8, 8, 8, dtype=torch.long)]
-    rows, mask = trainer._draw(features, classes)
+    classes = {name: torch.full((1, 8, 8, 8), c) for c, name in enumerate("AB")}
+    voxels = {name: Voxels(torch.randn(1, 4, 8, 8, 8), c, c, c > 0) for name, c in classes.items()}
+    rows, mask = trainer._draw(voxels, classes)
     assert mask[:2].all()
     assert not mask[2].any()
     for c, name in enumerate("AB"):
-        every = trainer._project(name, features[name], torch.arange(512))
+        every = trainer.project(name, voxels[name].features, torch.arange(512))
         distance = (rows[c][:, None] - every).abs().amax(-1)  # [M, voxels]
         assert distance.amin(1).max() < 1e-5
 
@@ -167,3 +171,22 @@ def test_everything_the_issue_names_is_logged(start):
         *("unreliable_A", "unreliable_B", "threshold_A", "threshold_B", "bank_fill", "queue_fill"),
         *("relevant_neighbors", "outlier_queries"),
     }
+
+
+@pytest.mark.parametrize(
+    ("name", "partition_neighbors", "detect_outliers"),
+    [("", True, True), ("_noQDS", True, False), ("_noNPS", False, True), ("_noNPS_noQDS", False, False)],
+)
+def test_table_2_by_name(start, name, partition_neighbors, detect_outliers):
+    trainer = start(getattr(trainers, f"nnUNetTrainerDVCL{name}"))
+    assert trainer.dvcl.partition_neighbors == partition_neighbors
+    assert trainer.dvcl.detect_outliers == detect_outliers
+
+
+def test_row_2_is_dvcl_without_the_distance_aware_term(start):
+    trainer = start(trainers.nnUNetTrainerCPS_HqCL, distance_weight=0.5)
+    output = trainer.train_step(next(trainer.dataloader_train))
+    assert set(trainer.loss_terms) == {"supervised_A", "supervised_B", "cps", "hqcl"}
+    expected = output["supervised_A"] + output["supervised_B"]
+    expected += 2 * (0.1 * output["rampup"] * output["cps"] + 0.1 * output["hqcl"])
+    assert output["total"] == pytest.approx(expected, rel=1e-5)

@@ -1,0 +1,105 @@
+"""CPS with high-quality contrast of reliable voxels: row 2 of the paper's Table 2."""
+
+from __future__ import annotations
+
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from nnunet_dvcl.config import HqCLConfig
+from nnunet_dvcl.losses import HighQualityContrastiveLoss, voxel_entropy
+from nnunet_dvcl.memory import ClassBank
+from nnunet_dvcl.networks import FeatureHead, FeatureTap, last_segmentation_layer
+from nnunet_dvcl.sampling import draw_per_class, gather_rows, split_by_entropy
+from nnunet_dvcl.trainers.nnUNetTrainerCPS import SUPERVISED_SCALE, nnUNetTrainerCPS
+from nnunet_dvcl.trainers.nnUNetTrainerSSL import Step, Term
+
+
+class Voxels(NamedTuple):
+    """The voxels of one network that take part in the contrast; -1 in a class map: takes no part."""
+
+    features: Tensor  # [B_l + B_u, F, *S], the decoder's last feature map
+    anchors: Tensor  # [B_l + B_u, *S] int64, Eq. 7: the class that the voxel is an anchor of
+    mistaken: Tensor  # [B_l, *S] int64, Eq. 9: the class that the voxel was wrongly predicted as
+    unreliable: Tensor  # [B_u, *S] bool, Eq. 5
+
+
+class nnUNetTrainerCPS_HqCL(nnUNetTrainerCPS):
+    """CPS and HqCL: the entropy split of both networks' output and InfoNCE of reliable voxels, DVCL, Eq. 3-10."""
+
+    config_class: ClassVar[type[HqCLConfig]] = HqCLConfig
+    config: HqCLConfig
+
+    def build_companions(self) -> dict[str, nn.Module]:
+        companions = super().build_companions()
+        networks = {"A": self.network, "B": companions["B"]}
+        self.taps = {name: FeatureTap(network) for name, network in networks.items()}
+        heads = {
+            f"head_{name}": FeatureHead(last_segmentation_layer(network).in_channels, self.config.feature_dim)
+            for name, network in networks.items()
+        }
+        return companions | heads
+
+    def build_memory(self) -> dict[str, nn.Module]:
+        self.hqcl = HighQualityContrastiveLoss(self.config.num_negatives, self.config.temperature)
+        num_classes = self.label_manager.num_segmentation_heads
+        return {"bank": ClassBank(num_classes, self.config.bank_capacity, self.config.feature_dim)}
+
+    def ssl_terms(self, step: Step) -> dict[str, Term]:
+        terms = super().ssl_terms(step)
+        voxels = {name: self._select(step, name) for name in self.taps}
+        return terms | self.contrastive_terms(step, voxels)
+
+    def contrastive_terms(self, step: Step, voxels: dict[str, Voxels]) -> dict[str, Term]:
+        """The terms that λ_c weighs; they are 0 until `contrastive_start`."""
+        started = step.progress >= self.config.contrastive_start
+        value = self._high_quality_contrast(voxels) if started else torch.zeros((), device=self.device)
+        bank = self.memory["bank"]
+        step.record(bank_fill=bank.count.float().mean() / bank.capacity)
+        return {"hqcl": Term(value, SUPERVISED_SCALE * self.config.contrastive_weight)}
+
+    @torch.no_grad()
+    def _select(self, step: Step, name: str) -> Voxels:
+        """The entropy split (Eq. 4-6) and the roles that voxels play in the contrast (Eq. 7 and 9)."""
+        predicted = step.logits[name].argmax(1)
+        labeled, unlabeled = predicted[: step.num_labeled], predicted[step.num_labeled :]
+        entropy = voxel_entropy(step.logits[name][step.num_labeled :].float().softmax(1))
+        reliable, unreliable, threshold = split_by_entropy(entropy, self.config.entropy_alpha, step.valid)
+        step.record(
+            **{f"unreliable_{name}": unreliable.sum() / step.valid.sum(), f"threshold_{name}": threshold},
+        )
+        correct = labeled == step.target
+        anchors = torch.cat((labeled.where(correct, -1), unlabeled.where(reliable, -1)))
+        return Voxels(self.taps[name].pop(), anchors, labeled.where(~correct, -1), unreliable)
+
+    def _high_quality_contrast(self, voxels: dict[str, Voxels]) -> Tensor:
+        """HqCL (Eq. 7-10): draws anchors and negatives over A and B, stores the anchors, scores against the centers."""
+        bank = self.memory["bank"]
+        anchors, anchor_mask = self._draw(voxels, {name: v.anchors for name, v in voxels.items()})
+        negatives, negative_mask = self._draw(voxels, {name: v.mistaken for name, v in voxels.items()})
+        classes = torch.arange(bank.num_classes, device=self.device)[:, None].where(anchor_mask, -1)
+        bank.push(anchors.flatten(0, 1), classes.flatten())
+        return self.hqcl(anchors, anchor_mask, *bank.centers(), negatives, negative_mask)
+
+    def _draw(self, voxels: dict[str, Voxels], classes: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Up to M voxels of each class over both networks together: features [C, M, d] and mask [C, M]."""
+        index, mask = draw_per_class(
+            torch.cat([c.flatten() for c in classes.values()]), self.memory["bank"].num_classes, self.config.num_anchors
+        )
+        per_network = classes["A"].numel()
+        a, b = (self.project(name, v.features, index % per_network) for name, v in voxels.items())
+        return torch.where((index < per_network)[..., None], a, b), mask
+
+    def project(self, name: str, volume: Tensor, index: Tensor) -> Tensor:
+        """Features r of single voxels by the head of a network: sampled first, projected after, in float32."""
+        return self.companions[f"head_{name}"](gather_rows(volume, index).float())
+
+    def why_zero(self, term: str) -> str:
+        if term != "cps" and self.progress <= self.config.contrastive_start > 0:
+            return f"ssl.contrastive_start = {self.config.contrastive_start} of the training is not reached yet"
+        if term == "hqcl":
+            return (
+                "no class had anchors and wrongly predicted labeled voxels at once (Eq. 9: no mistakes, no negatives)"
+            )
+        return super().why_zero(term)
