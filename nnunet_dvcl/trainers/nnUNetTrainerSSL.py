@@ -41,9 +41,10 @@ class Term(NamedTuple):
 
 @dataclass
 class Step:
-    """One iteration as a method sees it: full-resolution outputs of each student on labeled, then unlabeled patches."""
+    """One iteration as a method sees it: images and each student's output, labeled patches first, then unlabeled."""
 
-    logits: dict[str, Tensor]  # student -> [B_l + B_u, C, *S], in the dtype of the forward
+    image: Tensor  # [B_l + B_u, channels, *S]
+    logits: dict[str, Tensor]  # student -> [B_l + B_u, C, *S] at full resolution, in the dtype of the forward
     target: Tensor  # [B_l, *S] int64
     valid: Tensor  # [B_u, *S] bool, False where padding was added
     progress: float  # share of all training iterations that is done, in [0, 1)
@@ -229,6 +230,7 @@ class nnUNetTrainerSSL(nnUNetTrainerSupervised):
                 for name, output in outputs.items()
             }
         step = Step(
+            image=image,
             logits={name: _full_resolution(output) for name, output in outputs.items()},
             target=_full_resolution(target)[:, 0].long(),
             valid=(unlabeled["target"][:, 0] >= 0).to(self.device, non_blocking=True),

@@ -71,10 +71,12 @@ def test_the_supervised_gradient_is_nnunets_own(start):
 def test_consistency_reaches_both_networks_and_no_labels(start):
     trainer = start(nnUNetTrainerCPS)
     a, b = trainer.students().values()
-    logits = {name: network(torch.randn(4, 1, 16, 16, 16))[0] for name, network in trainer.students().items()}
+    image = torch.randn(4, 1, 16, 16, 16)
+    logits = {name: network(image)[0] for name, network in trainer.students().items()}
     from nnunet_dvcl.trainers.nnUNetTrainerSSL import Step
 
-    step = Step(logits, torch.zeros(2, 16, 16, 16, dtype=torch.long), torch.ones(2, 16, 16, 16, dtype=torch.bool), 0.5)
+    target, valid = torch.zeros(2, 16, 16, 16, dtype=torch.long), torch.ones(2, 16, 16, 16, dtype=torch.bool)
+    step = Step(image, logits, target, valid, 0.5)
     for kept in logits.values():
         kept.retain_grad()
     trainer.ssl_terms(step)["cps"].value.backward()

@@ -16,7 +16,7 @@ def _step(trainer, progress: float = 0.5) -> Step:
     logits = {name: network(image)[0] for name, network in trainer.students().items()}
     valid = torch.ones(2, 16, 16, 16, dtype=torch.bool)
     valid[:, :4] = False
-    return Step(logits, torch.randint(0, 3, (2, 16, 16, 16)), valid, progress)
+    return Step(image, logits, torch.randint(0, 3, (2, 16, 16, 16)), valid, progress)
 
 
 def _reached(module) -> bool:
@@ -146,12 +146,13 @@ def test_contrast_can_start_later(start, capsys):
 
 def test_no_mistake_and_no_unreliable_voxel_is_finite(start):
     trainer = start(nnUNetTrainerDVCL)
-    logits = {}
+    image, logits = torch.randn(4, 1, 16, 16, 16), {}
     for name, network in trainer.students().items():
         sure = torch.zeros(4, 3, 16, 16, 16)
         sure[:, 0] = 5.0
-        logits[name] = network(torch.randn(4, 1, 16, 16, 16))[0] * 0 + sure
-    step = Step(logits, torch.zeros(2, 16, 16, 16, dtype=torch.long), torch.ones(2, 16, 16, 16, dtype=torch.bool), 0.5)
+        logits[name] = network(image)[0] * 0 + sure
+    target, valid = torch.zeros(2, 16, 16, 16, dtype=torch.long), torch.ones(2, 16, 16, 16, dtype=torch.bool)
+    step = Step(image, logits, target, valid, 0.5)
     terms = trainer.ssl_terms(step)
     total = sum(term.weight * term.value for term in terms.values())
     total.backward()

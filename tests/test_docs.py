@@ -1,0 +1,166 @@
+"""README and docs say what the code does: links, commands, keys, signatures."""
+
+import ast
+import inspect
+import json
+import re
+import shlex
+from collections.abc import Iterator
+from dataclasses import fields
+from importlib.metadata import entry_points
+from pathlib import Path
+
+import pytest
+
+import nnunet_dvcl.losses
+import nnunet_dvcl.memory
+import nnunet_dvcl.sampling
+import nnunet_dvcl.trainers
+from nnunet_dvcl.cli import _parser
+from nnunet_dvcl.config import DVCLConfig, HqCLConfig, SSLConfig, TrainingConfig, check_ssl, known_options
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+DEFINED_ON_A_PAGE = {"nnUNetTrainerAveragedTeacher"}
+
+every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"^ *```{language}\n(.*?)^ *```", page.read_text(), re.DOTALL | re.MULTILINE)
+
+
+def prose(page: Path) -> str:
+    """The page without its code blocks."""
+    return re.sub(r"^ *```.*?^ *```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+
+
+def commands(page: Path) -> Iterator[list[str]]:
+    """The words of every command in the page's bash blocks."""
+    for block in blocks(page, "bash"):
+        for line in block.replace("\\\n", " ").splitlines():
+            for command in line.split("&&"):
+                if words := shlex.split(command, comments=True):
+                    yield words
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors that GitHub gives to the page's headings."""
+    headings = re.findall(r"^#+ (.+)$", prose(page), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@every_page
+def test_links_resolve(page):
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose(page)):
+        if target.startswith("https://"):
+            continue
+        name, _, anchor = target.partition("#")
+        file = (page.parent / name).resolve() if name else page
+        assert file.exists(), f"{target}: no such file"
+        assert not anchor or anchor in anchors(file), f"{target}: no such heading"
+
+
+def test_every_page_is_in_the_index():
+    index = ROOT / "docs/README.md"
+    linked = {(index.parent / target).resolve() for target in re.findall(r"\]\(([^)#\s]+\.md)\)", index.read_text())}
+    assert not set(PAGES) - linked - {index, ROOT / "README.md"}
+
+
+@every_page
+def test_our_commands_parse(page):
+    for words in commands(page):
+        if words[0] != "nnunet_dvcl":
+            continue
+        try:
+            arguments = _parser().parse_args(words[1:])
+        except SystemExit as stop:
+            pytest.fail(f"{shlex.join(words)}: exit status {stop.code}")
+        for key, _, value in (text.partition("=") for text in getattr(arguments, "assignments", [])):
+            if key.startswith("ssl."):
+                check_ssl({key.removeprefix("ssl."): value if value.isalpha() else json.loads(value)})
+
+
+@every_page
+def test_other_commands_exist(page):
+    scripts = {script.name for script in entry_points(group="console_scripts")}
+    assert not set(re.findall(r"\bnnUNetv2_[a-zA-Z_]*\w", page.read_text())) - scripts
+    targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert not set(re.findall(r"^make (\w+)|`make (\w+)", page.read_text(), re.MULTILINE)) - {
+        *((target, "") for target in targets),
+        *(("", target) for target in targets),
+    }
+
+
+@every_page
+def test_trainers_and_keys_exist(page):
+    text = prose(page) + "".join(blocks(page, "bash"))
+    ours = {"nnUNetTrainer", *nnunet_dvcl.trainers.__all__, *DEFINED_ON_A_PAGE}
+    assert not set(re.findall(r"\bnnUNetTrainer[A-Za-z]*(?:_[A-Za-z]+)*", page.read_text())) - ours
+    assert not set(re.findall(r"\bssl\.([a-z_]+)", text)) - set(known_options())
+
+
+@every_page
+def test_no_path_of_a_developer(page):
+    assert not re.search(r"(?<![\w$])/(work|home|root|tmp)/", page.read_text())
+
+
+def table_rows(section: str) -> dict[str, list[str]]:
+    """First cell, without its backticks -> the other cells, for every row that begins with code."""
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in section.splitlines() if line[:3] == "| `"]
+    return {row[0].strip("`"): row[1:] for row in rows}
+
+
+@pytest.mark.parametrize(
+    ("heading", "config", "base"),
+    [
+        ("Schedule", TrainingConfig, None),
+        ("Semi-supervised training", SSLConfig, TrainingConfig),
+        ("High-quality contrast", HqCLConfig, SSLConfig),
+        ("Distance-aware contrast", DVCLConfig, HqCLConfig),
+    ],
+)
+def test_the_configuration_page_is_the_config(heading, config, base):
+    page = (ROOT / "docs/reference/configuration.md").read_text()
+    rows = table_rows(page.partition(f"\n## {heading}\n")[2].partition("\n## ")[0])
+    inherited = {option.name for option in fields(base)} if base else set()
+    options = [option for option in fields(config) if option.name not in inherited]
+    assert list(rows) == [option.name for option in options]
+    for option in options:
+        assert rows[option.name][0] == f"`{json.dumps(option.default)}`", option.name
+        assert ("`null`" in rows[option.name][1]) == option.metadata["optional"], option.name
+
+
+def api_headings(module) -> list[str]:
+    page = (ROOT / "docs/reference/python-api.md").read_text()
+    section = page.partition(f"\n## {module.__name__}\n")[2].partition("\n## ")[0]
+    return re.findall(r"^### `(.+)`$", section, re.MULTILINE)
+
+
+def public_names(module) -> set[str]:
+    if hasattr(module, "__all__"):
+        return set(module.__all__)
+    return {name for name, value in vars(module).items() if getattr(value, "__module__", "") == module.__name__}
+
+
+def arguments(call: str) -> list[tuple[str, object]]:
+    """The parameters of a call as the page writes it, with their defaults; ``...`` for none."""
+    spec = ast.parse(f"def {call}: ...").body[0].args
+    defaults = [...] * (len(spec.args) - len(spec.defaults)) + [ast.literal_eval(default) for default in spec.defaults]
+    named = [(arg.arg, default) for arg, default in zip(spec.args, defaults, strict=True)]
+    return named + ([(spec.kwarg.arg, ...)] if spec.kwarg else [])
+
+
+@pytest.mark.parametrize("module", [nnunet_dvcl.losses, nnunet_dvcl.memory, nnunet_dvcl.sampling])
+def test_the_api_page_has_every_signature(module):
+    headings = api_headings(module)
+    assert {heading.partition("(")[0] for heading in headings} == public_names(module)
+    for heading in headings:
+        signature = inspect.signature(getattr(module, heading.partition("(")[0]))
+        expected = [(p.name, ... if p.default is p.empty else p.default) for p in signature.parameters.values()]
+        assert arguments(heading) == expected, heading
+
+
+def test_the_example_of_the_api_page_runs():
+    (example,) = blocks(ROOT / "docs/reference/python-api.md", "python")
+    exec(example, {})
