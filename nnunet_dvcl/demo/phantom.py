@@ -1,0 +1,179 @@
+"""A seeded body phantom in CT-like intensities: the demo's scans, which no one has to download.
+
+Patient axes are nnU-Net's array axes [z, y, x] in millimeters from the center of the body: z grows towards the head,
+y towards the back, x towards the patient's left. An organ is a chain of balls that are joined by cones.
+"""
+
+import json
+from itertools import pairwise
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import SimpleITK as sitk
+
+FIELD_OF_VIEW = (160.0, 200.0, 240.0)
+"""Extent of every scan in millimeters [z, y, x]; a finer grid means smaller voxels, not a larger body."""
+
+AIR, FAT, MUSCLE = -1000.0, -90.0, 55.0
+"""Intensities of what is no organ, in Hounsfield units."""
+
+BODY_RADII = (88.0, 110.0)
+"""Half axes [y, x] of the trunk's outline in millimeters."""
+
+
+class Organ(NamedTuple):
+    """Balls (z, y, x, radius) in millimeters, in order along the organ; its intensity in Hounsfield units; how much
+    of the contrast agent it takes up."""
+
+    balls: tuple[tuple[float, float, float, float], ...]
+    intensity: float
+    uptake: float
+
+
+# Painted in this order: where two organs overlap, the later one wins, so that they touch.
+_ANATOMY = {
+    "spine": Organ(((90, 53, 0, 19), (-90, 49, 0, 21)), 240, 0.0),
+    "liver": Organ(((25, -2, -52, 45), (30, -28, -12, 31), (36, -42, 24, 14)), 60, 0.5),
+    "spleen": Organ(((44, 34, 66, 18), (22, 30, 77, 20), (2, 24, 76, 15)), 55, 0.6),
+    "stomach": Organ(((46, -2, 46, 23), (20, -32, 48, 23), (0, -44, 20, 15)), 40, 0.1),
+    "pancreas": Organ(((-2, -16, -22, 13), (8, -14, 10, 10), (16, 8, 44, 8)), 45, 0.5),
+    "kidney_right": Organ(((-12, 40, -46, 16), (-34, 34, -56, 19), (-54, 38, -50, 16)), 35, 1.2),
+    "kidney_left": Organ(((-2, 40, 46, 16), (-24, 34, 56, 19), (-44, 38, 50, 16)), 35, 1.2),
+    "vena_cava": Organ(((80, 8, -22, 11), (0, 12, -16, 11), (-80, 20, -13, 10)), 45, 0.9),
+    "aorta": Organ(((80, 24, 9, 11), (0, 20, 7, 10), (-80, 19, 6, 9)), 45, 1.2),
+    "gallbladder": Organ(((-16, -40, -42, 12), (0, -24, -44, 7)), 12, 0.0),
+    "adrenal_right": Organ(((0, 34, -33, 7.5), (14, 28, -28, 7.5)), 40, 0.5),
+    "adrenal_left": Organ(((10, 37, 33, 7.5), (24, 29, 29, 7.5)), 40, 0.5),
+}
+
+ORGANS: dict[str, int] = {name: label for label, name in enumerate(_ANATOMY, start=1)}
+"""Name of each organ -> its label; 0 is the background."""
+
+
+def make_case(seed: int, shape: tuple[int, int, int] = (32, 40, 48)) -> tuple[np.ndarray, np.ndarray]:
+    """One patient: body, posture, organs, contrast phase and noise are drawn from `seed`.
+
+    shape: voxels [z, y, x] of the scan, which always covers FIELD_OF_VIEW.
+    Returns (image [z, y, x] float32 in Hounsfield units, labels [z, y, x] uint8 as in ORGANS).
+    The same seed and shape give the same voxels.
+    """
+    rng = np.random.default_rng(seed)
+    points = _deformed_grid(rng, shape)
+    voxel = float(np.mean(voxel_size(shape)))
+    contrast = rng.uniform(60, 130)
+
+    image = _body(points)
+    for intensity, balls in _bowel(rng):
+        image = _mix(image, intensity, _distance(points, balls), voxel)
+    labels = np.zeros(shape, np.uint8)
+    for name, organ in _ANATOMY.items():
+        distance = _distance(points, _vary(rng, organ.balls))
+        intensity = organ.intensity + organ.uptake * contrast + rng.normal(0, 8)
+        image = _mix(image, intensity, distance, voxel)
+        labels[distance < 0] = ORGANS[name]
+    noise = rng.normal(0, rng.uniform(15, 25), shape)
+    return (image + noise).astype(np.float32), labels
+
+
+def voxel_size(shape: tuple[int, int, int]) -> tuple[float, float, float]:
+    """Spacing [z, y, x] in millimeters of a scan of `shape` voxels."""
+    return tuple(extent / voxels for extent, voxels in zip(FIELD_OF_VIEW, shape, strict=True))
+
+
+def write_dataset(
+    raw_folder: str | Path,
+    dataset_name: str = "Dataset900_Phantom",
+    num_labeled: int = 5,
+    num_unlabeled: int = 32,
+    num_test: int = 8,
+    seed: int = 0,
+    shape: tuple[int, int, int] = (32, 40, 48),
+) -> Path:
+    """Writes the phantoms as an nnU-Net raw data set: training scans with and without labels in `imagesTr/` and
+    `imagesTr_unlabeled/`, test scans with their truth in `imagesTs/` and `labelsTs/`. Returns the data set's folder.
+
+    seed: patient i is `make_case(seed * 10000 + i)`.
+    """
+    folder = Path(raw_folder) / dataset_name
+    streams = [("imagesTr", "labelsTr")] * num_labeled + [("imagesTr_unlabeled", None)] * num_unlabeled
+    streams += [("imagesTs", "labelsTs")] * num_test
+    for i, (images, truth) in enumerate(streams):
+        image, labels = make_case(seed * 10000 + i, shape)
+        _write(image, folder / images / f"phantom_{i:03d}_0000.nii.gz")
+        if truth is not None:
+            _write(labels, folder / truth / f"phantom_{i:03d}.nii.gz")
+    description = {
+        "channel_names": {"0": "CT"},
+        "labels": {"background": 0, **ORGANS},
+        "numTraining": num_labeled,
+        "file_ending": ".nii.gz",
+    }
+    (folder / "dataset.json").write_text(json.dumps(description, indent=2))
+    return folder
+
+
+def _write(volume: np.ndarray, path: Path) -> None:
+    """volume [z, y, x] -> a file in the patient's orientation with the body's center at the origin."""
+    image = sitk.GetImageFromArray(volume)
+    spacing = np.array(voxel_size(volume.shape))[::-1]
+    image.SetSpacing(spacing.tolist())
+    image.SetOrigin((-spacing * (np.array(volume.shape[::-1]) - 1) / 2).tolist())
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sitk.WriteImage(image, str(path), useCompression=True)
+
+
+def _deformed_grid(rng: np.random.Generator, shape: tuple[int, int, int]) -> np.ndarray:
+    """The place in the standard body [z, y, x, 3] that each voxel of this patient shows: another size, another
+    position and a smooth random deformation (a few long waves a direction)."""
+    axes = [(np.arange(n) - (n - 1) / 2) * size for n, size in zip(shape, voxel_size(shape), strict=True)]
+    grid = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1)
+    points = grid / rng.uniform(0.86, 1.04, 3) + rng.normal(0, [6, 3, 3])
+    for axis in range(3):
+        for _ in range(4):
+            wave = rng.normal(0, 2 * np.pi / 150, 3)
+            points[..., axis] += rng.normal(0, 2.5) * np.sin(grid @ wave + rng.uniform(0, 2 * np.pi))
+    return points
+
+
+def _body(points: np.ndarray) -> np.ndarray:
+    """Intensities [z, y, x] of a trunk without organs: skin fat, a wall of muscle, inner fat; air around it."""
+    radius = np.hypot(points[..., 1] / BODY_RADII[0], points[..., 2] / BODY_RADII[1])
+    return np.select([radius < 0.86, radius < 0.93, radius < 1.0], [FAT, MUSCLE, FAT], AIR)
+
+
+def _bowel(rng: np.random.Generator) -> list[tuple[float, np.ndarray]]:
+    """Loops that look like organs and belong to none: (intensity, balls [3, 4]) each."""
+    loops = []
+    for _ in range(6):
+        center = rng.uniform([-75, -55, -70], [-5, 5, 70])
+        places = center + rng.normal(0, 18, (3, 3))
+        loops.append((rng.uniform(20, 130), np.column_stack([places, rng.uniform(8, 13, 3)])))
+    return loops
+
+
+def _vary(rng: np.random.Generator, balls: tuple[tuple[float, ...], ...]) -> np.ndarray:
+    """The organ of one patient: moved, bent and of another size. Small organs move and bend less. [n, 4]."""
+    varied = np.array(balls, float)
+    mobility = np.minimum(varied[:, 3].mean() / 20, 1)
+    varied[:, :3] += mobility * (rng.normal(0, 4, 3) + rng.normal(0, 3, (len(varied), 3)))
+    varied[:, 3] *= np.exp(rng.normal(0, 0.1))
+    return varied
+
+
+def _distance(points: np.ndarray, balls: np.ndarray) -> np.ndarray:
+    """Distance [z, y, x] in millimeters to the organ's surface, negative inside."""
+    distance = np.full(points.shape[:-1], np.inf)
+    for start, end in pairwise(balls):
+        along = end[:3] - start[:3]
+        t = np.clip((points - start[:3]) @ along / (along @ along), 0, 1)
+        radius = start[3] + t * (end[3] - start[3])
+        axis = start[:3] + t[..., None] * along
+        distance = np.minimum(distance, np.linalg.norm(points - axis, axis=-1) - radius)
+    return distance
+
+
+def _mix(image: np.ndarray, intensity: float, distance: np.ndarray, voxel: float) -> np.ndarray:
+    """Partial volume: a voxel on the surface shows both tissues, by the share of it that lies inside."""
+    share = np.clip(0.5 - distance / voxel, 0, 1)
+    return image + share * (intensity - image)
