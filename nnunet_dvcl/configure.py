@@ -116,7 +116,8 @@ def _assign(derived: dict, parent: dict, key: str, value: Any) -> None:
         _check_own_key(key, option, architecture["arch_kwargs"], value)
         architecture["arch_kwargs"][option] = value
     else:
-        _check_own_key(key, key, {k: v for k, v in parent.items() if k not in ("ssl", "architecture")}, value)
+        own = {k: v for k, v in parent.items() if k not in ("ssl", "architecture", "inherits_from")}
+        _check_own_key(key, key, own, value)
         derived[key] = value
 
 
@@ -127,33 +128,36 @@ def _check_own_key(key: str, option: str, known: dict, value: Any) -> None:
             "and ssl.<key>."
         )
     old = known[option]
-    if old is not None and type(value) is not type(old) and not (type(old) is float and type(value) is int):
-        raise UserError(f"{key} is {value!r}, expected the type of its present value {old!r}.")
+    if old is not None and not _is_like(value, old):
+        raise UserError(f"{key} is {value!r}, expected the type of its present value {old!r}, numbers above 0.")
+
+
+def _is_like(value: Any, old: Any) -> bool:
+    """Whether `value` has the type of `old`, entries of lists too. Every number of nnU-Net's keys is above 0."""
+    if isinstance(old, list) and old:
+        return isinstance(value, list) and all(_is_like(entry, old[0]) for entry in value)
+    if type(old) in (int, float):
+        return (type(value) is int or type(value) is type(old)) and value > 0
+    return type(value) is type(old)
 
 
 def _check(derived: dict, resolved: dict) -> None:
     """Refuses what no network or data loader could be built from."""
     check_ssl(resolved.get("ssl", {}))
-    if resolved["batch_size"] < 1:
-        raise UserError(f"batch_size is {resolved['batch_size']}, expected a whole number of at least 1.")
     changed = [key for key in derived if key in _PREPROCESSING_KEYS or key.startswith("resampling_fn")]
     if changed and "data_identifier" not in derived:
         raise UserError(
             f"{', '.join(changed)} change the preprocessed data: give them a folder of their own with "
             "data_identifier=NAME, then run nnUNetv2_preprocess for this configuration."
         )
-    kwargs = resolved["architecture"]["arch_kwargs"]
-    _check_stages(kwargs)
-    patch_size, strides = resolved["patch_size"], kwargs["strides"]
-    total = [math.prod(stage) for stage in zip(*strides, strict=True)]
-    fits = len(patch_size) == len(total) and all(
-        size > 0 and size % stride == 0 for size, stride in zip(patch_size, total, strict=True)
-    )
-    if not fits:
+    patch_size, kwargs = resolved["patch_size"], resolved["architecture"]["arch_kwargs"]
+    _check_stages(kwargs, patch_size)
+    total = [math.prod(axis) for axis in zip(*kwargs["strides"], strict=True)]
+    if any(size % stride for size, stride in zip(patch_size, total, strict=True)):
         raise UserError(f"patch_size is {patch_size}, expected multiples of the network's total strides {total}.")
 
 
-def _check_stages(kwargs: dict) -> None:
+def _check_stages(kwargs: dict, patch_size: list[int]) -> None:
     stages = kwargs["n_stages"]
     lists = {"features_per_stage": stages, "strides": stages, "kernel_sizes": stages, "n_conv_per_stage": stages}
     lists |= {"n_blocks_per_stage": stages, "n_conv_per_stage_decoder": stages - 1}
@@ -162,6 +166,12 @@ def _check_stages(kwargs: dict) -> None:
             raise UserError(
                 f"architecture.arch_kwargs.{option} has {len(kwargs[option])} entries, expected {length} "
                 f"for n_stages = {stages}."
+            )
+    for option in ("strides", "kernel_sizes"):
+        if isinstance(kwargs[option], list) and any(len(stage) != len(patch_size) for stage in kwargs[option]):
+            raise UserError(
+                f"architecture.arch_kwargs.{option} is {kwargs[option]}, expected one number an axis of "
+                f"patch_size = {patch_size} in each stage."
             )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import ClassVar, NamedTuple
 
 import numpy as np
@@ -201,6 +202,8 @@ class nnUNetTrainerSSL(nnUNetTrainerSupervised):
 
     def on_train_start(self) -> None:
         super().on_train_start()
+        for leftover in Path(self.output_folder).glob("*.partial"):  # of a run that was killed while it wrote
+            leftover.unlink()
         self._verify_deployable()
 
     def _verify_deployable(self) -> None:

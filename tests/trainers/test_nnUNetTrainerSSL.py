@@ -133,6 +133,14 @@ def test_killed_while_saving_keeps_the_old_checkpoint(start, tmp_path, monkeypat
     assert file.read_bytes() == old
 
 
+def test_what_a_killed_run_left_half_written_is_removed(build_trainer):
+    trainer = build_trainer(nnUNetTrainerCPS)
+    leftover = Path(trainer.output_folder) / "checkpoint_latest.pth.partial"
+    leftover.touch()
+    trainer.on_train_start()
+    assert not leftover.exists()
+
+
 def test_checkpointing_can_be_disabled(start, tmp_path):
     trainer = start(nnUNetTrainerCPS)
     trainer.disable_checkpointing = True

@@ -1,0 +1,144 @@
+"""nnU-Net's own commands, each in a process of its own, on a copy of the tiny data set."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[2]
+NNUNET_DVCL = "import sys; from nnunet_dvcl.cli import main; sys.exit(main())"
+# fold 0 has unlabeled cases from both sources: scan_0 to scan_2, and these two
+FOLD_0 = {"train": ["case_0", "case_1", "case_2"], "val": ["case_5"], "unlabeled": ["case_3", "case_4"]}
+SHORT = {
+    "num_epochs": 2,
+    "num_iterations_per_epoch": 2,
+    "num_val_iterations_per_epoch": 1,
+    "seed": 0,
+    "feature_dim": 8,
+    "num_anchors": 16,
+    "num_negatives": 8,
+    "bank_capacity": 64,
+    "num_queries": 32,
+    "queue_capacity": 128,
+    "outlier_neighbors": 20,
+}
+
+
+@dataclass(frozen=True)
+class Commands:
+    """What a user types, in the folders of `tiny`."""
+
+    tiny: object  # TinyDataset of tests/conftest.py
+    variables: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        python = {
+            "PATH": os.pathsep.join((os.path.dirname(sys.executable), os.environ["PATH"])),
+            "PYTHONUNBUFFERED": "1",  # what a killed command has printed
+        }
+        one_process = {"nnUNet_def_n_proc": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+        return {**_clean_environment(), **python, **_registration(), **one_process, **self.tiny.env, **self.variables}
+
+    def start(self, *command: str | Path, **options) -> subprocess.Popen:
+        command = [str(word) for word in command]
+        return subprocess.Popen(command, text=True, env=self.environment, cwd=self.tiny.root, **options)
+
+    def run(self, *command: str | Path, fails: bool = False) -> str:
+        """What the command prints; its exit status has to be 0 or, with `fails`, not 0."""
+        process = self.start(*command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        output, _ = process.communicate()
+        assert (process.returncode != 0) == fails, f"{command} ended with {process.returncode}:\n{output}"
+        return output
+
+    def configure(self, name: str, parent: str = "3d_tiny", **ssl: float | str | None) -> None:
+        """``nnunet_dvcl configure``, as its entry point runs it."""
+        assignments = [f"ssl.{key}={value}" for key, value in (SHORT | ssl).items()]
+        self.run(
+            *(sys.executable, "-c", NNUNET_DVCL, "configure"), "-d", "901", "-c", parent, "--name", name, *assignments
+        )
+
+    def train(self, configuration: str, *options: str | Path, trainer: str = "nnUNetTrainerDVCL", **expected) -> str:
+        return self.run(*self.training(configuration, *options, trainer=trainer), **expected)
+
+    @staticmethod
+    def training(configuration: str, *options: str | Path, trainer: str = "nnUNetTrainerDVCL") -> list[str | Path]:
+        return ["nnUNetv2_train", "901", configuration, "0", "-tr", trainer, "-device", "cpu", *options]
+
+    def predict(self, configuration: str, output: Path, workers: int = 0) -> dict[str, bytes]:
+        """``nnUNetv2_predict`` of the scans without labels; file name -> content."""
+        self.run(
+            *("nnUNetv2_predict", "-i", self.tiny.images, "-o", output, "-d", "901", "-c", configuration, "-f", "0"),
+            *("-tr", "nnUNetTrainerDVCL", "-device", "cpu", "-npp", str(workers), "-nps", str(workers)),
+        )
+        return {file.name: file.read_bytes() for file in output.glob("*.nii.gz")}
+
+    def model(self, configuration: str, trainer: str = "nnUNetTrainerDVCL") -> Path:
+        """The folder of the trained model."""
+        return self.tiny.results / self.tiny.name / f"{trainer}__nnUNetPlans__{configuration}"
+
+    def checkpoint(self, configuration: str, name: str = "checkpoint_final.pth", **trainer: str) -> dict:
+        file = self.model(configuration, **trainer) / "fold_0" / name
+        return torch.load(file, map_location="cpu", weights_only=False)
+
+    def copy(self, root: Path) -> Commands:
+        shutil.copytree(self.tiny.root, root)
+        return Commands(type(self.tiny)(root))
+
+
+def _clean_environment() -> dict[str, str]:
+    return {key: value for key, value in os.environ.items() if not key.startswith(("nnUNet_", "PYTHON"))}
+
+
+def _registration() -> dict[str, str]:
+    """The variables that make nnU-Net find the trainers of a checkout; none where nnunet_dvcl is installed."""
+    look = "import os; print(os.environ.get('nnUNet_extTrainer', ''))"
+    start = [sys.executable, "-I", "-c", look]
+    found = subprocess.run(start, env=_clean_environment(), capture_output=True, text=True, check=True).stdout
+    if "nnunet_dvcl" in found:
+        return {}
+    return {"PYTHONPATH": str(ROOT), "nnUNet_extTrainer": str(ROOT / "nnunet_dvcl" / "discovery")}
+
+
+@pytest.fixture(scope="session")
+def _untrained(_tiny_original, tmp_path_factory) -> Commands:
+    commands = Commands(_tiny_original).copy(tmp_path_factory.mktemp("end_to_end") / "untrained")
+    commands.tiny.results.mkdir()
+    commands.tiny.write_splits(FOLD_0)
+    commands.configure("3d_short")
+    commands.configure("2d_short", "2d_tiny")
+    return commands
+
+
+@pytest.fixture(scope="session")
+def trained(_untrained: Commands, tmp_path_factory) -> Commands:
+    """3d_short and 2d_short, each trained with nnUNetTrainerDVCL. Shared by all tests: read only."""
+    commands = _untrained.copy(tmp_path_factory.mktemp("end_to_end") / "trained")
+    commands.train("3d_short")
+    commands.train("2d_short")
+    return commands
+
+
+@pytest.fixture
+def own_copy(tmp_path: Path) -> Callable[[Commands], Commands]:
+    return lambda commands: commands.copy(tmp_path / "own")
+
+
+@pytest.fixture
+def after_training(trained: Commands, own_copy) -> Commands:
+    """The test's own copy of `trained`."""
+    return own_copy(trained)
+
+
+@pytest.fixture
+def before_training(_untrained: Commands, own_copy) -> Commands:
+    """The test's own copy of the data set, with 3d_short and 2d_short configured."""
+    return own_copy(_untrained)

@@ -1,0 +1,203 @@
+import json
+from dataclasses import FrozenInstanceError, asdict, fields
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from nnunet_dvcl.config import DVCLConfig, SSLConfig, TrainingConfig, check_ssl, known_options
+from nnunet_dvcl.errors import UserError
+
+TRAINING = {
+    "optimizer": "sgd",
+    "initial_lr": 0.01,
+    "num_epochs": 1000,
+    "num_iterations_per_epoch": 250,
+    "num_val_iterations_per_epoch": 50,
+    "seed": None,
+}
+SSL = TRAINING | {"unlabeled_batch_size": None, "consistency_weight": 0.1, "rampup_fraction": 1.0}
+DVCL = SSL | {
+    "contrastive_weight": 0.1,
+    "distance_weight": 0.3,
+    "contrastive_start": 0.0,
+    "entropy_alpha": 0.5,
+    "feature_dim": 64,
+    "num_anchors": 256,
+    "num_negatives": 50,
+    "temperature": 1.0,
+    "bank_capacity": 4096,
+    "num_queries": 512,
+    "queue_capacity": 8192,
+    "num_neighbors": 5,
+    "num_outsiders": 5,
+    "outlier_neighbors": 50,
+    "ordinary_affinity": 0.5,
+}
+WHOLE = [*sorted(key for key, value in DVCL.items() if type(value) is int), "unlabeled_batch_size"]
+REAL = sorted(key for key, value in DVCL.items() if type(value) is float)
+SHARES = ["rampup_fraction", "contrastive_start", "ordinary_affinity"]
+WEIGHTS = ["consistency_weight", "contrastive_weight", "distance_weight"]
+
+
+def from_ssl(ssl, config: type[TrainingConfig] = DVCLConfig) -> TrainingConfig:
+    return config.from_plans({"batch_size": 2, "ssl": ssl})
+
+
+@pytest.mark.parametrize(("config", "defaults"), [(TrainingConfig, TRAINING), (SSLConfig, SSL), (DVCLConfig, DVCL)])
+def test_the_defaults_are_nnunets_and_the_papers(config, defaults):
+    assert asdict(config()) == asdict(config.from_plans({"batch_size": 2})) == defaults
+    assert {key: type(value) for key, value in asdict(config()).items()} == {k: type(v) for k, v in defaults.items()}
+
+
+def test_every_key_can_be_overridden():
+    other = {key: value * 0.5 if key in REAL else 100 for key, value in DVCL.items() if key != "optimizer"}
+    other |= {"optimizer": "adamw", "queue_capacity": 200}
+    assert asdict(from_ssl(other)) == other
+
+
+def test_a_config_is_frozen():
+    with pytest.raises(FrozenInstanceError):
+        DVCLConfig().num_epochs = 3
+
+
+def test_every_option_is_known():
+    assert known_options().keys() >= {option.name for option in fields(DVCLConfig)} == DVCL.keys()
+
+
+@pytest.mark.parametrize(
+    ("key", "meant"), [("num_epoch", "num_epochs"), ("temprature", "temperature"), ("unlabelled_batch_size", None)]
+)
+def test_an_unknown_key_is_named_with_the_key_that_was_meant(key, meant):
+    with pytest.raises(UserError) as error:
+        from_ssl({key: 3})
+    assert f"Unknown key ssl.{key} (value 3)" in str(error.value)
+    assert f"Did you mean ssl.{meant or 'unlabeled_batch_size'}?" in str(error.value)
+
+
+def test_an_unknown_key_like_no_other_lists_what_there_is():
+    with pytest.raises(UserError) as error:
+        from_ssl({"xyz": 3})
+    assert "Did you mean" not in str(error.value)
+    assert all(key in str(error.value) for key in DVCL)
+
+
+@pytest.mark.parametrize("config", [TrainingConfig, SSLConfig, DVCLConfig])
+def test_keys_of_another_trainer_are_accepted_and_still_checked(config):
+    assert from_ssl({"num_neighbors": 7, "num_epochs": 3}, config).num_epochs == 3
+    with pytest.raises(UserError, match=r"ssl\.num_neighbors is 0, expected a whole number of at least 1"):
+        from_ssl({"num_neighbors": 0}, config)
+
+
+@pytest.mark.parametrize("key", WHOLE)
+@pytest.mark.parametrize("value", [True, False, 2.0, "2", [2], {}, 0, -1])
+def test_whole_numbers(key, value):
+    with pytest.raises(UserError) as error:
+        from_ssl({key: value})
+    assert f"ssl.{key} is {value!r}, expected a whole number of at least 1" in str(error.value)
+
+
+@pytest.mark.parametrize("key", REAL)
+@pytest.mark.parametrize("value", [True, "0.1", [0.1], {}, float("nan"), float("inf"), float("-inf")])
+def test_numbers(key, value):
+    with pytest.raises(UserError) as error:
+        from_ssl({key: value})
+    assert f"ssl.{key} is {value!r}, expected a number" in str(error.value)
+
+
+def test_a_whole_number_is_a_number():
+    assert from_ssl({key: 1 for key in REAL}).initial_lr == 1
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "allowed"),
+    [
+        *((key, value, "a number in [0, 1]") for key in SHARES for value in (-0.01, 1.01)),
+        *((key, -0.01, "a number of at least 0") for key in WEIGHTS),
+        *((key, value, "a number above 0") for key in ("initial_lr", "temperature") for value in (0, -1.0)),
+        *(("optimizer", value, 'one of "sgd", "adamw"') for value in ("SGD", "adam", 1, ["sgd"])),
+        *(("seed", value, "a whole number of at least 0 or null") for value in (-1, 0.5, False, "0")),
+    ],
+)
+def test_what_is_allowed_is_said(key, value, allowed):
+    with pytest.raises(UserError) as error:
+        from_ssl({key: value})
+    assert f"ssl.{key} is {value!r}, expected {allowed}." in str(error.value)
+
+
+@pytest.mark.parametrize(("key", "value"), [(key, value) for key in SHARES for value in (0, 1)] + [("seed", 0)])
+def test_limits_are_allowed(key, value):
+    assert asdict(from_ssl({key: value}))[key] == value
+
+
+def test_entropy_alpha_may_be_negative():
+    assert from_ssl({"entropy_alpha": -1.5}).entropy_alpha == -1.5
+
+
+@pytest.mark.parametrize("key", sorted(DVCL))
+def test_null_is_for_optional_keys_alone(key):
+    if DVCL[key] is None:
+        assert asdict(from_ssl({key: None}))[key] is None
+    else:
+        with pytest.raises(UserError, match=rf"ssl\.{key} is None, expected"):
+            from_ssl({key: None})
+
+
+@pytest.mark.parametrize("ssl", [None, [], "num_epochs", 3, [["num_epochs", 3]]])
+def test_anything_but_an_object_is_refused(ssl):
+    with pytest.raises(UserError, match='The key "ssl" of the plans holds'):
+        from_ssl(ssl)
+
+
+def test_the_queue_holds_the_queries_of_both_networks():
+    assert from_ssl({"queue_capacity": 200, "num_queries": 100})
+    with pytest.raises(UserError, match=r"queue_capacity is 199, expected at least 2 \* ssl\.num_queries = 200"):
+        from_ssl({"queue_capacity": 199, "num_queries": 100})
+
+
+def test_outliers_are_found_among_no_fewer_than_the_neighbors():
+    assert from_ssl({"outlier_neighbors": 7, "num_neighbors": 7})
+    with pytest.raises(UserError, match=r"outlier_neighbors is 6, expected at least ssl\.num_neighbors = 7"):
+        from_ssl({"outlier_neighbors": 6, "num_neighbors": 7})
+
+
+def test_values_built_by_hand_are_checked_too():
+    with pytest.raises(UserError, match=r"ssl\.num_epochs is 0"):
+        DVCLConfig(num_epochs=0)
+
+
+def test_differences_are_lines():
+    saved = asdict(DVCLConfig(num_neighbors=3))
+    assert DVCLConfig(num_neighbors=3).differences(saved) == []
+    assert DVCLConfig(seed=1).differences(saved) == [
+        "ssl.num_neighbors: 3 there, 5 here",
+        "ssl.seed: None there, 1 here",
+    ]
+    del saved["temperature"]
+    saved |= {"num_neighbors": 5, "long_gone": 1}
+    assert DVCLConfig().differences(saved) == [
+        "ssl.long_gone: 1 there, (absent) here",
+        "ssl.temperature: (absent) there, 1.0 here",
+    ]
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+@settings(deadline=None)
+@given(st.dictionaries(st.sampled_from(sorted(DVCL)) | st.text(), JSON, max_size=6) | JSON)
+@example({"num_epochs": 10**400})
+@example({"initial_lr": 10**400})
+@example({"entropy_alpha": -(10**400)})
+def test_any_json_gives_a_config_or_a_user_error(ssl):
+    ssl = json.loads(json.dumps(ssl))
+    try:
+        config = from_ssl(ssl)
+    except UserError:
+        return
+    check_ssl(ssl)
+    assert asdict(config) == DVCL | ssl
