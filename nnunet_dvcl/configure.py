@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 from copy import deepcopy
 from typing import Any
 
-from batchgenerators.utilities.file_and_folder_operations import isfile, join, load_json
-from nnunetv2.paths import nnUNet_preprocessed
-from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
+from batchgenerators.utilities.file_and_folder_operations import load_json
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_dvcl.config import check_ssl
+from nnunet_dvcl.data.folders import find_plans_file
+from nnunet_dvcl.data.storage import write_json
 from nnunet_dvcl.errors import UserError
 
 # what the preprocessed data depend on: other values need data of their own
@@ -40,7 +39,7 @@ def configure(
     Raises:
         UserError: no such plans or configuration, an unknown key, an impossible value.
     """
-    plans_file = _plans_file(dataset_name_or_id, plans_identifier)
+    plans_file = find_plans_file(dataset_name_or_id, plans_identifier)
     plans = load_json(plans_file)
     _check_names(plans, configuration, name)
     parent = PlansManager(deepcopy(plans)).get_configuration(configuration).configuration
@@ -52,32 +51,11 @@ def configure(
 
     replaced = name in plans["configurations"]
     plans["configurations"][name] = derived
-    _write_atomically(plans, plans_file)
+    write_json(plans, plans_file)
     print(f"{'Replaced' if replaced else 'Wrote'} configuration {name} in {plans_file}:")
     print(json.dumps(derived, indent=2))
     print(f"Train with: nnUNetv2_train {dataset_name_or_id} {name} 0 -tr nnUNetTrainerDVCL")
     return plans_file
-
-
-def _plans_file(dataset_name_or_id: str, plans_identifier: str) -> str:
-    if not nnUNet_preprocessed.is_set():
-        raise UserError(
-            "The environment variable nnUNet_preprocessed is not set: set it as for nnU-Net's own commands."
-        )
-    try:
-        dataset = maybe_convert_to_dataset_name(_as_id(dataset_name_or_id))
-    except (RuntimeError, ValueError) as error:
-        raise UserError(f"No data set {dataset_name_or_id}: {error}") from error
-    plans_file = join(nnUNet_preprocessed, dataset, f"{plans_identifier}.json")
-    if not isfile(plans_file):
-        raise UserError(
-            f"There is no plans file {plans_file}: run nnUNetv2_plan_and_preprocess -d {dataset_name_or_id} first."
-        )
-    return plans_file
-
-
-def _as_id(dataset_name_or_id: str) -> int | str:
-    return int(dataset_name_or_id) if dataset_name_or_id.isdigit() else dataset_name_or_id
 
 
 def _check_names(plans: dict, configuration: str, name: str) -> None:
@@ -173,12 +151,3 @@ def _check_stages(kwargs: dict, patch_size: list[int]) -> None:
                 f"architecture.arch_kwargs.{option} is {kwargs[option]}, expected one number an axis of "
                 f"patch_size = {patch_size} in each stage."
             )
-
-
-def _write_atomically(plans: dict, plans_file: str) -> None:
-    partial = f"{plans_file}.partial"
-    with open(partial, "w") as file:
-        json.dump(plans, file, sort_keys=False, indent=4)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, plans_file)

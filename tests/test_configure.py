@@ -234,7 +234,7 @@ def test_preprocessing_keys_come_with_a_folder_of_their_own(write):
         ("902", "nnUNetPlans", "No data set 902"),
         ("Dataset902_None", "nnUNetPlans", "Dataset902_None"),
         ("tiny", "nnUNetPlans", "tiny"),
-        ("901", "OtherPlans", "There is no plans file"),
+        ("901", "OtherPlans", r"OtherPlans\.json does not exist"),
     ],
 )
 def test_what_is_missing_is_named(tiny_dataset, dataset, plans, message):

@@ -1,10 +1,11 @@
 """Where nnU-Net keeps a data set, and where its unlabeled scans live beside it."""
 
 from dataclasses import dataclass
-from os.path import basename, isdir, join
+from os.path import basename, isdir, isfile, join
 
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class, nnUNetBaseDataset
+from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
 from nnunet_dvcl.errors import UserError
@@ -61,6 +62,24 @@ class DatasetFolders:
 
 def num_channels(dataset_json: dict) -> int:
     return len(dataset_json["channel_names"] if "channel_names" in dataset_json else dataset_json["modality"])
+
+
+def find_plans_file(dataset_name_or_id: str, plans_identifier: str) -> str:
+    """The plans of a data set that is named as for nnU-Net's ``-d`` and ``-p``.
+
+    Raises:
+        UserError: no such data set, or it is not planned.
+    """
+    root = preprocessed_root()
+    try:
+        name = maybe_convert_to_dataset_name(dataset_name_or_id)
+    except (RuntimeError, ValueError) as error:
+        raise UserError(f"No data set {dataset_name_or_id}: {error}") from error
+    for file in ("dataset.json", f"{plans_identifier}.json"):
+        if not isfile(join(root, name, file)):
+            missing = join(root, name, file)
+            raise UserError(f"{missing} does not exist: run nnUNetv2_plan_and_preprocess -d {dataset_name_or_id}.")
+    return join(root, name, f"{plans_identifier}.json")
 
 
 def preprocessed_root() -> str:

@@ -9,18 +9,17 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
-from os.path import isfile, join
+from os.path import dirname, join
 
 import numpy as np
 from batchgenerators.utilities.file_and_folder_operations import load_json
 from filelock import FileLock, Timeout
 from nnunetv2.configuration import default_num_processes
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset
-from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from tqdm import tqdm
 
-from nnunet_dvcl.data.folders import DatasetFolders, preprocessed_root
+from nnunet_dvcl.data.folders import DatasetFolders, find_plans_file
 from nnunet_dvcl.data.images import BadImage, check_images
 from nnunet_dvcl.data.manifest import is_current, preprocessing_settings, write_manifest
 from nnunet_dvcl.data.messages import bullet_list
@@ -73,7 +72,8 @@ def preprocess_unlabeled(
     Raises:
         UserError: data set, plans, configuration or scans are missing, or a scan cannot be used.
     """
-    plans_manager, dataset_json = _load_plans(dataset_name_or_id, plans_identifier)
+    plans_file = find_plans_file(dataset_name_or_id, plans_identifier)
+    plans_manager, dataset_json = PlansManager(plans_file), load_json(join(dirname(plans_file), "dataset.json"))
     if configuration not in plans_manager.available_configurations:
         raise UserError(
             f"The plans {plans_identifier} of {plans_manager.dataset_name} have no configuration {configuration}. They "
@@ -188,15 +188,3 @@ def _remove_leftovers(hidden: str) -> None:
     for entry in os.scandir(hidden):
         if entry.is_dir():
             shutil.rmtree(entry.path)
-
-
-def _load_plans(dataset_name_or_id: str, plans_identifier: str) -> tuple[PlansManager, dict]:
-    root = preprocessed_root()
-    try:
-        name = maybe_convert_to_dataset_name(dataset_name_or_id)
-    except (RuntimeError, ValueError) as error:
-        raise UserError(str(error)) from error
-    for file in (f"{plans_identifier}.json", "dataset.json"):
-        if not isfile(join(root, name, file)):
-            raise UserError(f"{join(root, name, file)} does not exist. Run nnUNetv2_plan_and_preprocess first.")
-    return PlansManager(join(root, name, f"{plans_identifier}.json")), load_json(join(root, name, "dataset.json"))

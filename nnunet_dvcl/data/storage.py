@@ -69,9 +69,9 @@ def save_case(
 
 def write_json(content: dict, file: str) -> None:
     """Write ``content`` whole or not at all; one writer at a time."""
-    temporary = f"{file}.tmp"
+    temporary = f"{file}.partial"
     with open(temporary, "w", encoding="utf-8") as handle:
-        json.dump(content, handle, indent=2)
+        json.dump(content, handle, indent=4)
         handle.flush()
         os.fsync(handle.fileno())
     os.replace(temporary, file)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -31,34 +31,7 @@ from nnunet_dvcl.networks import unwrap
 from nnunet_dvcl.trainers.checkpoint import SSLState, add_ssl_state, read_ssl_state
 from nnunet_dvcl.trainers.nnUNetTrainerSupervised import nnUNetTrainerSupervised
 from nnunet_dvcl.trainers.progress_plot import plot_progress
-
-
-class Term(NamedTuple):
-    """One summand of the total loss: ``weight * value`` is optimized, ``value`` is logged."""
-
-    value: Tensor
-    weight: float
-
-
-@dataclass
-class Step:
-    """One iteration as a method sees it: images and each student's output, labeled patches first, then unlabeled."""
-
-    image: Tensor  # [B_l + B_u, channels, *S]
-    logits: dict[str, Tensor]  # student -> [B_l + B_u, C, *S] at full resolution, in the dtype of the forward
-    target: Tensor  # [B_l, *S] int64
-    valid: Tensor  # [B_u, *S] bool, False where padding was added
-    progress: float  # share of all training iterations that is done, in [0, 1)
-    statistics: dict[str, Tensor | float] = field(default_factory=dict)
-
-    @property
-    def num_labeled(self) -> int:
-        """B_l."""
-        return len(self.target)
-
-    def record(self, **statistics: Tensor | float) -> None:
-        """Scalars to be averaged over the epoch and logged as ``ssl/<name>``; nan: nothing to tell in this step."""
-        self.statistics.update((name, v.detach() if isinstance(v, Tensor) else v) for name, v in statistics.items())
+from nnunet_dvcl.trainers.step import Step, Term, full_resolution, labeled_part, to_device, to_host
 
 
 class nnUNetTrainerSSL(nnUNetTrainerSupervised):
@@ -221,7 +194,7 @@ class nnUNetTrainerSSL(nnUNetTrainerSupervised):
 
     def train_step(self, batch: dict) -> dict[str, float]:
         unlabeled = next(self.dataloader_unlabeled)
-        target = _to(batch["target"], self.device)
+        target = to_device(batch["target"], self.device)
         image = torch.cat((batch["data"], unlabeled["data"])).to(self.device, non_blocking=True)
         num_labeled = len(batch["data"])
 
@@ -229,13 +202,13 @@ class nnUNetTrainerSSL(nnUNetTrainerSupervised):
         with self._autocast():
             outputs = {name: network(image) for name, network in self.students().items()}
             terms = {
-                f"supervised_{name}": Term(self.loss(_labeled(output, num_labeled), target), 1.0)
+                f"supervised_{name}": Term(self.loss(labeled_part(output, num_labeled), target), 1.0)
                 for name, output in outputs.items()
             }
         step = Step(
             image=image,
-            logits={name: _full_resolution(output) for name, output in outputs.items()},
-            target=_full_resolution(target)[:, 0].long(),
+            logits={name: full_resolution(output) for name, output in outputs.items()},
+            target=full_resolution(target)[:, 0].long(),
             valid=(unlabeled["target"][:, 0] >= 0).to(self.device, non_blocking=True),
             progress=self.progress,
         )
@@ -247,7 +220,7 @@ class nnUNetTrainerSSL(nnUNetTrainerSupervised):
         self.iteration += 1
 
         values = {name: term.value.detach() for name, term in terms.items()} | {"total": total.detach()}
-        on_host = _to_host(values | step.statistics)
+        on_host = to_host(values | step.statistics)
         # nnU-Net's own curves compare the training with the validation loss, so this is A's supervised loss
         return {"loss": on_host["supervised_A"], **on_host}
 
@@ -324,27 +297,3 @@ class nnUNetTrainerSSL(nnUNetTrainerSupervised):
             unwrap(module).load_state_dict(state.companions[name])
         self.memory.load_state_dict(state.memory)
         self.iteration = state.iteration
-
-
-def _to(target: Tensor | list[Tensor], device: torch.device) -> Tensor | list[Tensor]:
-    if isinstance(target, list):
-        return [level.to(device, non_blocking=True) for level in target]
-    return target.to(device, non_blocking=True)
-
-
-def _full_resolution(output: Tensor | list[Tensor]) -> Tensor:
-    return output[0] if isinstance(output, (list, tuple)) else output
-
-
-def _labeled(output: Tensor | list[Tensor], num_labeled: int) -> Tensor | list[Tensor]:
-    """The labeled part of an output, on each level of deep supervision."""
-    if isinstance(output, (list, tuple)):
-        return [level[:num_labeled] for level in output]
-    return output[:num_labeled]
-
-
-def _to_host(scalars: dict[str, Tensor | float]) -> dict[str, float]:
-    """One copy to the host for all scalars of a step."""
-    tensors = {name: value for name, value in scalars.items() if isinstance(value, Tensor)}
-    on_host = torch.stack([value.float() for value in tensors.values()]).tolist()
-    return {**scalars, **dict(zip(tensors, on_host, strict=True))}

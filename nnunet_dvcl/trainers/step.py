@@ -1,0 +1,63 @@
+"""One training step as a method sees it, and what the base needs to take it apart."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Term(NamedTuple):
+    """One summand of the total loss: ``weight * value`` is optimized, ``value`` is logged."""
+
+    value: Tensor
+    weight: float
+
+
+@dataclass
+class Step:
+    """One iteration as a method sees it: images and each student's output, labeled patches first, then unlabeled."""
+
+    image: Tensor  # [B_l + B_u, channels, *S]
+    logits: dict[str, Tensor]  # student -> [B_l + B_u, C, *S] at full resolution, in the dtype of the forward
+    target: Tensor  # [B_l, *S] int64
+    valid: Tensor  # [B_u, *S] bool, False where padding was added
+    progress: float  # share of all training iterations that is done, in [0, 1)
+    statistics: dict[str, Tensor | float] = field(default_factory=dict)
+
+    @property
+    def num_labeled(self) -> int:
+        """B_l."""
+        return len(self.target)
+
+    def record(self, **statistics: Tensor | float) -> None:
+        """Scalars to be averaged over the epoch and logged as ``ssl/<name>``; nan: nothing to tell in this step."""
+        self.statistics.update((name, v.detach() if isinstance(v, Tensor) else v) for name, v in statistics.items())
+
+
+def to_device(target: Tensor | list[Tensor], device: torch.device) -> Tensor | list[Tensor]:
+    """A target of nnU-Net, which is a list with deep supervision."""
+    if isinstance(target, list):
+        return [level.to(device, non_blocking=True) for level in target]
+    return target.to(device, non_blocking=True)
+
+
+def full_resolution(output: Tensor | list[Tensor]) -> Tensor:
+    """The first level of deep supervision, or all there is."""
+    return output[0] if isinstance(output, (list, tuple)) else output
+
+
+def labeled_part(output: Tensor | list[Tensor], num_labeled: int) -> Tensor | list[Tensor]:
+    """The labeled part of an output, on each level of deep supervision."""
+    if isinstance(output, (list, tuple)):
+        return [level[:num_labeled] for level in output]
+    return output[:num_labeled]
+
+
+def to_host(scalars: dict[str, Tensor | float]) -> dict[str, float]:
+    """One copy to the host for all scalars of a step."""
+    tensors = {name: value for name, value in scalars.items() if isinstance(value, Tensor)}
+    on_host = torch.stack([value.float() for value in tensors.values()]).tolist()
+    return {**scalars, **dict(zip(tensors, on_host, strict=True))}
