@@ -39,6 +39,16 @@ def _doctor(args: argparse.Namespace) -> int:
     return doctor()
 
 
+def _trainers(args: argparse.Namespace) -> int:
+    from nnunet_dvcl import trainers
+
+    for name in trainers.__all__:
+        if name != "nnUNetTrainerSSL":  # the base of the methods does not train
+            print(f"{name}\n    {getattr(trainers, name).__doc__.splitlines()[0]}")
+    print("\nEach also trains for a number of epochs that its name gives, for instance nnUNetTrainerDVCL_20epochs.")
+    return 0
+
+
 def _positive_int(text: str) -> int:
     value = int(text)
     if value < 1:
@@ -78,6 +88,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("-o", metavar="FOLDER", default="./nnunet_dvcl_demo", help="output folder (%(default)s)")
     command.add_argument("--quick", action="store_true", help="a few iterations only: shows that everything runs")
 
+    add("trainers", _trainers, "list every trainer, what it is and its source")
     add("doctor", _doctor, "check the installation, nnU-Net's folders and the device")
     return parser
 

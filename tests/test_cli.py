@@ -10,7 +10,7 @@ from nnunet_dvcl import __version__
 from nnunet_dvcl.cli import main
 from nnunet_dvcl.errors import UserError
 
-COMMANDS = ("preprocess", "configure", "demo", "doctor")
+COMMANDS = ("preprocess", "configure", "demo", "doctor", "trainers")
 
 
 @pytest.fixture

@@ -1,5 +1,7 @@
 """The trainers that nnU-Net finds by name: ``nnUNetv2_train ... -tr <name>``."""
 
+from nnunet_dvcl.trainers.lengths import trainer_of_length
+from nnunet_dvcl.trainers.nnUNetTrainerCL_VCL import nnUNetTrainerCL_VCL
 from nnunet_dvcl.trainers.nnUNetTrainerCPS import nnUNetTrainerCPS
 from nnunet_dvcl.trainers.nnUNetTrainerCPS_HqCL import nnUNetTrainerCPS_HqCL
 from nnunet_dvcl.trainers.nnUNetTrainerDVCL import (
@@ -8,16 +10,41 @@ from nnunet_dvcl.trainers.nnUNetTrainerDVCL import (
     nnUNetTrainerDVCL_noNPS_noQDS,
     nnUNetTrainerDVCL_noQDS,
 )
+from nnunet_dvcl.trainers.nnUNetTrainerDVCL_losses import (
+    nnUNetTrainerDVCL_InfoNCE,
+    nnUNetTrainerDVCL_LogLikelihood,
+    nnUNetTrainerDVCL_LogLikelihood_NPS,
+    nnUNetTrainerDVCL_LogLikelihood_SNCLRWeights,
+    nnUNetTrainerDVCL_NNCLR,
+    nnUNetTrainerDVCL_SimCLR,
+    nnUNetTrainerDVCL_SNCLR,
+)
 from nnunet_dvcl.trainers.nnUNetTrainerSSL import nnUNetTrainerSSL
 from nnunet_dvcl.trainers.nnUNetTrainerSupervised import nnUNetTrainerSupervised
 
 __all__ = [
+    "nnUNetTrainerCL_VCL",
     "nnUNetTrainerCPS",
     "nnUNetTrainerCPS_HqCL",
     "nnUNetTrainerDVCL",
+    "nnUNetTrainerDVCL_InfoNCE",
+    "nnUNetTrainerDVCL_LogLikelihood",
+    "nnUNetTrainerDVCL_LogLikelihood_NPS",
+    "nnUNetTrainerDVCL_LogLikelihood_SNCLRWeights",
+    "nnUNetTrainerDVCL_NNCLR",
+    "nnUNetTrainerDVCL_SNCLR",
+    "nnUNetTrainerDVCL_SimCLR",
     "nnUNetTrainerDVCL_noNPS",
     "nnUNetTrainerDVCL_noNPS_noQDS",
     "nnUNetTrainerDVCL_noQDS",
     "nnUNetTrainerSSL",
     "nnUNetTrainerSupervised",
 ]
+
+
+def __getattr__(name: str) -> type:
+    """``<one of the above>_<N>epochs``, made when it is first asked for and kept."""
+    trainer = trainer_of_length(name, {known: globals()[known] for known in __all__}, __name__)
+    if trainer is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return globals().setdefault(name, trainer)

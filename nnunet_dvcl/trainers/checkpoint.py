@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -18,9 +18,9 @@ class SSLState:
 
     trainer: str
     config: dict[str, Any]
-    iteration: int
-    companions: dict[str, dict]
-    memory: dict
+    iteration: int = 0
+    companions: dict[str, dict] = field(default_factory=dict)
+    memory: dict = field(default_factory=dict)
 
 
 def add_ssl_state(partial: str, state: SSLState, loadable_by: str, filename: str) -> None:

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from nnunet_dvcl.config import DVCLConfig
-from nnunet_dvcl.losses import DistanceAwareContrastiveLoss
+from nnunet_dvcl.losses import DistanceAwareContrastiveLoss, Neighborhoods
 from nnunet_dvcl.memory import FeatureQueue
 from nnunet_dvcl.sampling import draw_voxels, gather_rows
 from nnunet_dvcl.trainers.nnUNetTrainerCPS import SUPERVISED_SCALE
 from nnunet_dvcl.trainers.nnUNetTrainerCPS_HqCL import Voxels, nnUNetTrainerCPS_HqCL
 from nnunet_dvcl.trainers.nnUNetTrainerSSL import Step, Term
+
+
+class Queries(NamedTuple):
+    """Q unreliable voxels, those of A first, and the candidates that they are compared with."""
+
+    index: dict[str, Tensor]  # network -> int64, into the voxels of the unlabeled patches, batch first
+    probabilities: Tensor  # [Q, C] float32, with gradient
+    features: Tensor  # [Q, d] float32, with gradient
+    rows: Tensor  # [Q] int64, each query's own row among the candidates
+    candidates: dict[str, Tensor]  # "features" [N, d] and "probabilities" [N, C], without gradient
 
 
 class nnUNetTrainerDVCL(nnUNetTrainerCPS_HqCL):
@@ -40,30 +50,43 @@ class nnUNetTrainerDVCL(nnUNetTrainerCPS_HqCL):
     def contrastive_terms(self, step: Step, voxels: dict[str, Voxels]) -> dict[str, Term]:
         terms = super().contrastive_terms(step, voxels)
         started = step.progress >= self.config.contrastive_start
-        value = self._distance_aware_contrast(step, voxels) if started else torch.zeros((), device=self.device)
+        if started:
+            value = self.score(step, voxels, self.draw_queries(step, voxels))
+        else:
+            value = torch.zeros((), device=self.device)
         queue = self.memory["queue"]
         step.record(queue_fill=queue.count / queue.capacity)
         weight = SUPERVISED_SCALE * self.config.contrastive_weight * self.config.distance_weight
         return terms | {"dvcl": Term(value, weight)}
 
-    def _distance_aware_contrast(self, step: Step, voxels: dict[str, Voxels]) -> Tensor:
-        """DVCL (Eq. 11-19): random queries of both networks, which enter the queue before the search."""
-        probabilities, features = [], []
-        for name, (volume, _, _, unreliable) in voxels.items():
-            index = draw_voxels(unreliable, self.config.num_queries)
-            logits = gather_rows(step.logits[name][step.num_labeled :], index)
-            probabilities.append(logits.float().softmax(-1))
-            with torch.no_grad():
-                features.append(self.project(name, volume[step.num_labeled :], index))
-        p = torch.cat(probabilities)  # [Q, C]
-        queries = self.memory["queue"].push(features=torch.cat(features), probabilities=p)
-        candidates = self.memory["queue"].rows()
-        neighborhoods = self.dvcl.neighborhoods(candidates["features"], queries)
+    def draw_queries(self, step: Step, voxels: dict[str, Voxels]) -> Queries:
+        """Random unreliable voxels of both networks, which enter the queue before anything is looked up in it."""
+        index = {name: draw_voxels(v.unreliable, self.config.num_queries) for name, v in voxels.items()}
+        logits = [gather_rows(step.logits[name][step.num_labeled :], drawn) for name, drawn in index.items()]
+        probabilities = torch.cat(logits).float().softmax(-1)
+        features = self.project_unlabeled(step, voxels, index)
+        rows = self.memory["queue"].push(features=features, probabilities=probabilities)
+        return Queries(index, probabilities, features, rows, self.memory["queue"].rows())
+
+    def project_unlabeled(self, step: Step, voxels: dict[str, Voxels], index: dict[str, Tensor]) -> Tensor:
+        """Features of unlabeled voxels, network after network: [Q, d]."""
+        return torch.cat(
+            [self.project(name, voxels[name].features[step.num_labeled :], drawn) for name, drawn in index.items()]
+        )
+
+    def find_neighborhoods(self, step: Step, queries: Queries) -> Neighborhoods:
+        """Eq. 12, 13 and 15 for the queries, among the candidates."""
+        neighborhoods = self.dvcl.neighborhoods(queries.candidates["features"], queries.rows)
         step.record(
             relevant_neighbors=neighborhoods.relevant.float().mean(),
             outlier_queries=neighborhoods.outlier.float().mean(),
         )
-        return self.dvcl.score(p, candidates["probabilities"], neighborhoods)
+        return neighborhoods
+
+    def score(self, step: Step, voxels: dict[str, Voxels], queries: Queries) -> Tensor:
+        """The term for unreliable voxels, []: DVCL (Eq. 11-19). The method's loss variants override this alone."""
+        neighborhoods = self.find_neighborhoods(step, queries)
+        return self.dvcl.score(queries.probabilities, queries.candidates["probabilities"], neighborhoods)
 
     def why_zero(self, term: str) -> str:
         reason = super().why_zero(term)
@@ -73,18 +96,18 @@ class nnUNetTrainerDVCL(nnUNetTrainerCPS_HqCL):
 
 
 class nnUNetTrainerDVCL_noQDS(nnUNetTrainerDVCL):
-    """Row 4: without the query detection strategy."""
+    """DVCL without its query detection strategy: the paper's Table 2, row 4."""
 
     detect_outliers = False
 
 
 class nnUNetTrainerDVCL_noNPS(nnUNetTrainerDVCL):
-    """Without the neighbor partitioning strategy."""
+    """DVCL without its neighbor partitioning strategy; not in the paper's tables."""
 
     partition_neighbors = False
 
 
 class nnUNetTrainerDVCL_noNPS_noQDS(nnUNetTrainerDVCL_noNPS):
-    """Row 3: without both strategies."""
+    """DVCL without both strategies: the paper's Table 2, row 3."""
 
     detect_outliers = False

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import os
 from contextlib import nullcontext
-from dataclasses import asdict
-from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 import torch
 from batchgenerators.utilities.file_and_folder_operations import join
 from nnunetv2.configuration import default_num_processes
-from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.collate_outputs import collate_outputs
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from torch import Tensor, nn
@@ -28,7 +25,7 @@ from nnunet_dvcl.data import (
     unlabeled_transforms,
 )
 from nnunet_dvcl.networks import unwrap
-from nnunet_dvcl.trainers.checkpoint import SSLState, add_ssl_state, read_ssl_state
+from nnunet_dvcl.trainers.checkpoint import SSLState
 from nnunet_dvcl.trainers.nnUNetTrainerSupervised import nnUNetTrainerSupervised
 from nnunet_dvcl.trainers.progress_plot import plot_progress
 from nnunet_dvcl.trainers.step import Step, Term, full_resolution, labeled_part, to_device, to_host
@@ -109,21 +106,6 @@ class nnUNetTrainerSSL(nnUNetTrainerSupervised):
             if unsupported:
                 raise NotImplementedError(f"{name} does not support {what} yet.")
 
-    def build_vanilla_network(self, enable_deep_supervision: bool) -> nn.Module:
-        """The network as nnU-Net builds it from the plans alone, with fresh weights, on the CPU."""
-        return self._architecture_owner.build_network_architecture(
-            self.plans_manager,
-            self.configuration_manager,
-            self.num_input_channels,
-            self.label_manager.num_segmentation_heads,
-            enable_deep_supervision,
-        )
-
-    @property
-    def _architecture_owner(self) -> type[nnUNetTrainer]:
-        """The class whose `build_network_architecture` we use, normally nnUNetTrainer: it can load network A again."""
-        return next(owner for owner in type(self).__mro__ if "build_network_architecture" in vars(owner))
-
     # ---------------------------------------------------------------- data
 
     @property
@@ -172,16 +154,6 @@ class nnUNetTrainerSSL(nnUNetTrainerSupervised):
         )
 
     # ---------------------------------------------------------------- training
-
-    def on_train_start(self) -> None:
-        super().on_train_start()
-        for leftover in Path(self.output_folder).glob("*.partial"):  # of a run that was killed while it wrote
-            leftover.unlink()
-        self._verify_deployable()
-
-    def _verify_deployable(self) -> None:
-        """A model that plain nnU-Net could not load fails now, not after 1000 epochs."""
-        self.build_vanilla_network(enable_deep_supervision=False).load_state_dict(unwrap(self.network).state_dict())
 
     def on_train_epoch_start(self) -> None:
         super().on_train_epoch_start()
@@ -275,25 +247,16 @@ class nnUNetTrainerSSL(nnUNetTrainerSupervised):
 
     # ---------------------------------------------------------------- checkpoint
 
-    def save_checkpoint(self, filename: str) -> None:
-        partial = f"{filename}.partial"
-        super().save_checkpoint(partial)
-        if not self.disable_checkpointing:
-            state = SSLState(
-                trainer=type(self).__name__,
-                config=asdict(self.config),
-                iteration=self.iteration,
-                companions={name: unwrap(module).state_dict() for name, module in self.companions.items()},
-                memory=self.memory.state_dict(),
-            )
-            add_ssl_state(partial, state, self._architecture_owner.__name__, filename)
+    def ssl_state(self) -> SSLState:
+        state = super().ssl_state()
+        state.iteration = self.iteration
+        state.companions = {name: unwrap(module).state_dict() for name, module in self.companions.items()}
+        state.memory = self.memory.state_dict()
+        return state
 
-    def load_checkpoint(self, checkpoint: str) -> None:
-        if not self.was_initialized:
-            self.initialize()
-        state = read_ssl_state(checkpoint, type(self).__name__, self.config, self.device)
-        super().load_checkpoint(checkpoint)
+    def load_ssl_state(self, state: SSLState) -> None:
+        super().load_ssl_state(state)
+        self.iteration = state.iteration
         for name, module in self.companions.items():
             unwrap(module).load_state_dict(state.companions[name])
         self.memory.load_state_dict(state.memory)
-        self.iteration = state.iteration

@@ -44,9 +44,14 @@ def _state(trainer) -> dict[str, torch.Tensor]:
     return {key: value.clone() for key, value in state.items()}
 
 
-@pytest.mark.parametrize("configuration", ["2d_tiny", "3d_tiny"])
-@pytest.mark.parametrize("deep_supervision", [True, False])
-@pytest.mark.parametrize("method", METHODS)
+CONTRACT = [(method, "3d_tiny", True) for method in METHODS] + [
+    (method, configuration, deep_supervision)
+    for method in (nnUNetTrainerCPS, nnUNetTrainerDVCL)
+    for configuration, deep_supervision in (("3d_tiny", False), ("2d_tiny", True), ("2d_tiny", False))
+]
+
+
+@pytest.mark.parametrize(("method", "configuration", "deep_supervision"), CONTRACT)
 def test_contract(build_trainer, method, configuration, deep_supervision):
     trainer = build_trainer(method, configuration, optimizer="adamw", initial_lr=0.005, num_iterations_per_epoch=13)
     trainer.enable_deep_supervision = deep_supervision
@@ -94,7 +99,7 @@ def test_resume_restores_everything(build_trainer, method, tmp_path):
     assert all(torch.equal(value, _state(after)[key]) for key, value in _state(before).items())
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [nnUNetTrainerSupervised, *METHODS])
 def test_plain_nnunet_loads_network_a(start, tmp_path, method, tiny_dataset):
     trainer = start(method)
     trainer.train_step(next(trainer.dataloader_train))
@@ -160,8 +165,10 @@ def test_a_checkpoint_of_another_trainer_is_named(start, build_trainer, tmp_path
     start(nnUNetTrainerCPS).save_checkpoint(file)
     with pytest.raises(UserError, match="checkpoint of nnUNetTrainerCPS, this run is nnUNetTrainerDVCL"):
         build_trainer(nnUNetTrainerDVCL).load_checkpoint(file)
-    start(nnUNetTrainerSupervised).save_checkpoint(file)
-    with pytest.raises(UserError, match=r"checkpoint of nnUNetTrainerSupervised.*-pretrained_weights"):
+    stock = build_trainer(nnUNetTrainer)
+    stock.initialize()
+    stock.save_checkpoint(file)
+    with pytest.raises(UserError, match=r"checkpoint of nnUNetTrainer, without.*-pretrained_weights"):
         build_trainer(nnUNetTrainerCPS).load_checkpoint(file)
 
 

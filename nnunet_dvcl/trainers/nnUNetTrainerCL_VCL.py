@@ -1,0 +1,30 @@
+"""Complementary-label contrast, the approach that the paper argues against (Figures 1 and 6)."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from nnunet_dvcl.losses import complementary_label_contrast
+from nnunet_dvcl.trainers.nnUNetTrainerCPS_HqCL import Voxels
+from nnunet_dvcl.trainers.nnUNetTrainerDVCL import Queries, nnUNetTrainerDVCL
+from nnunet_dvcl.trainers.nnUNetTrainerSSL import Step
+
+
+class nnUNetTrainerCL_VCL(nnUNetTrainerDVCL):
+    """CPS, HqCL and complementary-label contrast of unreliable voxels (after U2PL, CVPR 2022): the paper's Figure 6.
+
+    The queue holds the same rows as DVCL's and takes no part in the loss: what surrounds an unreliable voxel can be
+    measured for both alike.
+    """
+
+    def score(self, step: Step, voxels: dict[str, Voxels], queries: Queries) -> Tensor:
+        centers = self.memory["bank"].centers()
+        return complementary_label_contrast(
+            queries.features, queries.probabilities, *centers, temperature=self.config.temperature
+        )
+
+    def why_zero(self, term: str) -> str:
+        reason = super().why_zero(term)
+        if term == "dvcl" and "contrastive_start" not in reason:
+            return "no unreliable voxel was found, or no class that one is unlikely of has a center yet"
+        return reason
