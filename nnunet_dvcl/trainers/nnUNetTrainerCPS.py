@@ -32,7 +32,7 @@ class nnUNetTrainerCPS(nnUNetTrainerSSL):
     def ssl_terms(self, step: Step) -> dict[str, Term]:
         a, b = (logits[step.num_labeled :] for logits in step.logits.values())
         rampup = gaussian_rampup(step.progress, self.config.rampup_fraction)
-        agree = a.argmax(1) == b.argmax(1)
+        agree = (step.predicted("A") == step.predicted("B"))[step.num_labeled :]
         step.record(rampup=rampup, agreement=(agree & step.valid).sum() / step.valid.sum())
         weight = SUPERVISED_SCALE * self.config.consistency_weight * rampup
         return {"cps": Term(cross_pseudo_supervision(a, b, step.valid), weight)}

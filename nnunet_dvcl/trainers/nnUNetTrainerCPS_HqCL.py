@@ -62,7 +62,7 @@ class nnUNetTrainerCPS_HqCL(nnUNetTrainerCPS):
     @torch.no_grad()
     def _select(self, step: Step, name: str) -> Voxels:
         """The entropy split (Eq. 4-6) and the roles that voxels play in the contrast (Eq. 7 and 9)."""
-        predicted = step.logits[name].argmax(1)
+        predicted = step.predicted(name)
         labeled, unlabeled = predicted[: step.num_labeled], predicted[step.num_labeled :]
         entropy = voxel_entropy(step.logits[name][step.num_labeled :].float().softmax(1))
         reliable, unreliable, threshold = split_by_entropy(entropy, self.config.entropy_alpha, step.valid)

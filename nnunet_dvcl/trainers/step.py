@@ -26,11 +26,19 @@ class Step:
     valid: Tensor  # [B_u, *S] bool, False where padding was added
     progress: float  # share of all training iterations that is done, in [0, 1)
     statistics: dict[str, Tensor | float] = field(default_factory=dict)
+    _predicted: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def num_labeled(self) -> int:
         """B_l."""
         return len(self.target)
+
+    def predicted(self, name: str) -> Tensor:
+        """The class of the highest logit of a student, [B_l + B_u, *S] int64; computed once a step."""
+        if name not in self._predicted:
+            # on a CPU several times faster than argmax over a dimension that is not the last
+            self._predicted[name] = self.logits[name].detach().max(1).indices
+        return self._predicted[name]
 
     def record(self, **statistics: Tensor | float) -> None:
         """Scalars to be averaged over the epoch and logged as ``ssl/<name>``; nan: nothing to tell in this step."""
