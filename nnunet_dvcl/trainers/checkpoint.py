@@ -63,9 +63,7 @@ def read_ssl_state(filename: str, trainer: str, config: TrainingConfig, device: 
         )
     if differences := config.differences(state.config):
         raise UserError(
-            f"{filename} was trained with other values:\n  "
-            + "\n  ".join(differences)
-            + "\nSet them back in the plans "
-            "file, or train under a configuration of its own (nnunet_dvcl configure)."
+            "\n  ".join([f"{filename} was trained with other values:", *differences])
+            + "\nSet them back in the plans file, or train under a configuration of its own (nnunet_dvcl configure)."
         )
     return state

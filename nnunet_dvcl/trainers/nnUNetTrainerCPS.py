@@ -15,7 +15,7 @@ SUPERVISED_SCALE = 2.0
 
 
 class nnUNetTrainerCPS(nnUNetTrainerSSL):
-    """Two networks of one plan, each supervised by the labels and by the other's pseudo-labels: DVCL, Eq. 1-3 and 2.
+    """Two networks of one plan, each supervised by the labels and by the other's pseudo-labels: DVCL, Eq. 1-3.
 
     A and B see the same augmented image; only their initialization differs.
     """

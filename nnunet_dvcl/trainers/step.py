@@ -26,7 +26,7 @@ class Step:
     valid: Tensor  # [B_u, *S] bool, False where padding was added
     progress: float  # share of all training iterations that is done, in [0, 1)
     statistics: dict[str, Tensor | float] = field(default_factory=dict)
-    _predicted: dict[str, Tensor] = field(default_factory=dict)
+    _predicted: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def num_labeled(self) -> int:
