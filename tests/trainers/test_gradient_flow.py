@@ -76,9 +76,7 @@ def _observe(trainer, monkeypatch) -> Observed:
 
     supervised, cps, terms, selected, stored, steps = [], [], [], [], [], []
     _keep(monkeypatch, trainer, "loss", supervised)
-    _keep(
-        monkeypatch, importlib.import_module("nnunet_dvcl.losses.cross_pseudo_supervision"), "_pseudo_supervision", cps
-    )
+    _keep(monkeypatch, CPS_MODULE, "_pseudo_supervision", cps)
     _keep(monkeypatch, trainer, "ssl_terms", terms)
     if "bank" in trainer.memory:
         _keep(monkeypatch, trainer, "_select", selected)

@@ -10,37 +10,6 @@ from nnunet_dvcl.trainers.nnUNetTrainerCPS_HqCL import Voxels
 from nnunet_dvcl.trainers.nnUNetTrainerSSL import Step
 
 
-def test_the_total_has_the_papers_ratios(start):
-    """Eq. 3, the factor 2 as for CPS."""
-    trainer = start(nnUNetTrainerDVCL)
-    output = trainer.train_step(next(trainer.dataloader_train))
-    expected = (
-        output["supervised_A"]
-        + output["supervised_B"]
-        + 2 * (0.1 * output["rampup"] * output["cps"] + 0.1 * (output["hqcl"] + 0.3 * output["dvcl"]))
-    )
-    assert output["total"] == pytest.approx(expected, rel=1e-5)
-
-
-def test_anchors_and_mistakes_are_those_of_the_paper(start):
-    """Eq. 7: y = c = argmax p, or reliable with argmax p = c. Eq. 9: argmax p = c and y != c."""
-    trainer = start(nnUNetTrainerDVCL)
-    step = noise_step(trainer)
-    for name, logits in step.logits.items():
-        voxels = trainer._select(step, name)
-        predicted = logits.argmax(1)
-        p = logits.softmax(1)
-        entropy = -(p * p.log()).sum(1)[2:]
-        threshold = entropy[step.valid].mean() + 0.5 * entropy[step.valid].std(correction=0)
-        correct = predicted[:2] == step.target
-        assert torch.equal(voxels.anchors[:2], torch.where(correct, step.target, -1))
-        assert torch.equal(voxels.mistaken, torch.where(correct, -1, predicted[:2]))
-        reliable = (entropy <= threshold) & step.valid
-        agree = (voxels.anchors[2:] == torch.where(reliable, predicted[2:], -1)).float().mean()
-        assert agree > 0.999  # float ties at the threshold
-        assert step.statistics[f"threshold_{name}"] == pytest.approx(threshold.item(), rel=1e-5)
-
-
 @pytest.mark.parametrize("configuration", ["2d_tiny", "3d_tiny"])
 @pytest.mark.parametrize("name", ["A", "B"])
 def test_sample_then_project_is_project_then_sample(start, configuration, name):
