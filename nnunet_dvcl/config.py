@@ -33,6 +33,10 @@ def _share(default: float) -> Any:
     return _option(default, float, "a number in [0, 1]", lambda value: 0 <= value <= 1)
 
 
+def _flag(default: bool) -> Any:
+    return _option(default, bool, "true or false", lambda value: True)
+
+
 @dataclass(frozen=True)
 class TrainingConfig:
     """The schedule of a training; defaults are nnU-Net's own.
@@ -90,11 +94,19 @@ class SSLConfig(TrainingConfig):
 
 
 @dataclass(frozen=True)
-class HqCLConfig(SSLConfig):
+class CPSConfig(SSLConfig):
+    """What twin networks add."""
+
+    independent_intensities: bool = _flag(False)  # each network sees its own intensity augmentation
+
+
+@dataclass(frozen=True)
+class HqCLConfig(CPSConfig):
     """What HqCL adds. Defaults: the paper's where it gives one, else those that ``docs/`` gives reasons for."""
 
     contrastive_weight: float = _weight(0.1)  # λ_c of Eq. 3
     contrastive_start: float = _share(0.0)  # share of training before the contrast begins
+    contrastive_rampup_fraction: float = _share(0.0)  # share of training over which λ_c rises then; 0: no ramp
     entropy_alpha: float = _option(0.5, float, "a number", lambda value: abs(value) < float("inf"))  # α of Eq. 5
     feature_dim: int = _count(64)  # d
     num_anchors: int = _count(256)  # M of Eq. 10, a class
@@ -114,6 +126,7 @@ class DVCLConfig(HqCLConfig):
     num_outsiders: int = _count(5)  # K' of Eq. 12
     outlier_neighbors: int = _count(50)  # U of Eq. 15
     ordinary_affinity: float = _share(0.5)  # r of Eq. 14
+    validation_voxels: int = _count(8192, least=0)  # on which Figure 6 is measured each epoch; 0: not at all
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -158,7 +171,10 @@ def _check(option: Field, value: Any) -> None:
     kind, optional = option.metadata["kind"], option.metadata["optional"]
     if value is None and optional:
         return
-    right_type = isinstance(value, (int, float) if kind is float else kind) and not isinstance(value, bool)
+    # True is an int to Python
+    right_type = isinstance(value, (int, float) if kind is float else kind) and isinstance(value, bool) == (
+        kind is bool
+    )
     if not right_type or not option.metadata["is_allowed"](value):
         raise UserError(f"ssl.{option.name} is {value!r}, expected {option.metadata['allowed']}.")
 

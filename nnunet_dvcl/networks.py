@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch._dynamo import OptimizedModule
 from torch.nn.parallel import DistributedDataParallel
@@ -31,6 +32,11 @@ def last_segmentation_layer(network: nn.Module) -> nn.Module:
     return layers[-1]
 
 
+def full_resolution(output: Tensor | list[Tensor]) -> Tensor:
+    """The first level of deep supervision, or all there is."""
+    return output[0] if isinstance(output, (list, tuple)) else output
+
+
 class FeatureTap:
     """Keeps the input of the last segmentation layer, [B, F, *S], of the latest forward in training mode.
 
@@ -55,6 +61,24 @@ class FeatureTap:
         if features is None:
             raise RuntimeError("no features: the network was not run in training mode since the last call")
         return features
+
+
+@torch.no_grad()
+def run_with_features(network: nn.Module, image: Tensor) -> tuple[Tensor, Tensor]:
+    """One forward outside of training: logits [B, C, *S] at full resolution, and the features [B, F, *S] behind them.
+
+    Runs the network in evaluation mode and without torch.compile; leaves its mode, hooks and taps as they were.
+    """
+    network = unwrap(network)
+    seen: list[Tensor] = []
+    hook = last_segmentation_layer(network).register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    training = network.training
+    try:
+        output = network.eval()(image)
+    finally:
+        network.train(training)
+        hook.remove()
+    return full_resolution(output), seen[0]
 
 
 class FeatureHead(nn.Sequential):

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from nnunet_dvcl.config import DVCLConfig, SSLConfig, TrainingConfig, check_ssl, known_options
+from nnunet_dvcl.config import CPSConfig, DVCLConfig, SSLConfig, TrainingConfig, check_ssl, known_options
 from nnunet_dvcl.errors import UserError
 
 TRAINING = {
@@ -17,10 +17,12 @@ TRAINING = {
     "seed": None,
 }
 SSL = TRAINING | {"unlabeled_batch_size": None, "consistency_weight": 0.1, "rampup_fraction": 1.0}
-DVCL = SSL | {
+CPS = SSL | {"independent_intensities": False}
+DVCL = CPS | {
     "contrastive_weight": 0.1,
     "distance_weight": 0.3,
     "contrastive_start": 0.0,
+    "contrastive_rampup_fraction": 0.0,
     "entropy_alpha": 0.5,
     "feature_dim": 64,
     "num_anchors": 256,
@@ -33,10 +35,15 @@ DVCL = SSL | {
     "num_outsiders": 5,
     "outlier_neighbors": 50,
     "ordinary_affinity": 0.5,
+    "validation_voxels": 8192,
 }
-WHOLE = [*sorted(key for key, value in DVCL.items() if type(value) is int), "unlabeled_batch_size"]
+FROM_0 = ["seed", "validation_voxels"]  # whole numbers, 0 allowed
+WHOLE = [
+    *sorted(key for key, value in DVCL.items() if type(value) is int and key not in FROM_0),
+    "unlabeled_batch_size",
+]
 REAL = sorted(key for key, value in DVCL.items() if type(value) is float)
-SHARES = ["rampup_fraction", "contrastive_start", "ordinary_affinity"]
+SHARES = ["rampup_fraction", "contrastive_start", "contrastive_rampup_fraction", "ordinary_affinity"]
 WEIGHTS = ["consistency_weight", "contrastive_weight", "distance_weight"]
 
 
@@ -44,7 +51,9 @@ def from_ssl(ssl, config: type[TrainingConfig] = DVCLConfig) -> TrainingConfig:
     return config.from_plans({"batch_size": 2, "ssl": ssl})
 
 
-@pytest.mark.parametrize(("config", "defaults"), [(TrainingConfig, TRAINING), (SSLConfig, SSL), (DVCLConfig, DVCL)])
+@pytest.mark.parametrize(
+    ("config", "defaults"), [(TrainingConfig, TRAINING), (SSLConfig, SSL), (CPSConfig, CPS), (DVCLConfig, DVCL)]
+)
 def test_the_defaults_are_nnunets_and_the_papers(config, defaults):
     assert asdict(config()) == asdict(config.from_plans({"batch_size": 2})) == defaults
     assert {key: type(value) for key, value in asdict(config()).items()} == {k: type(v) for k, v in defaults.items()}
@@ -52,7 +61,7 @@ def test_the_defaults_are_nnunets_and_the_papers(config, defaults):
 
 def test_every_key_can_be_overridden():
     other = {key: value * 0.5 if key in REAL else 100 for key, value in DVCL.items() if key != "optimizer"}
-    other |= {"optimizer": "adamw", "queue_capacity": 200}
+    other |= {"optimizer": "adamw", "queue_capacity": 200, "independent_intensities": True}
     assert asdict(from_ssl(other)) == other
 
 
@@ -95,6 +104,23 @@ def test_whole_numbers(key, value):
     with pytest.raises(UserError) as error:
         from_ssl({key: value})
     assert f"ssl.{key} is {value!r}, expected a whole number of at least 1" in str(error.value)
+
+
+@pytest.mark.parametrize("key", FROM_0)
+@pytest.mark.parametrize("value", [True, False, 2.0, "2", [2], {}, -1])
+def test_whole_numbers_from_0(key, value):
+    assert getattr(from_ssl({key: 0}), key) == 0
+    with pytest.raises(UserError) as error:
+        from_ssl({key: value})
+    assert f"ssl.{key} is {value!r}, expected a whole number of at least 0" in str(error.value)
+
+
+@pytest.mark.parametrize("value", [0, 1, 2.0, "true", None, [True], {}])
+def test_true_or_false(value):
+    assert from_ssl({"independent_intensities": True}).independent_intensities is True
+    with pytest.raises(UserError) as error:
+        from_ssl({"independent_intensities": value})
+    assert f"ssl.independent_intensities is {value!r}, expected true or false" in str(error.value)
 
 
 @pytest.mark.parametrize("key", REAL)

@@ -18,7 +18,7 @@ import nnunet_dvcl.memory
 import nnunet_dvcl.sampling
 import nnunet_dvcl.trainers
 from nnunet_dvcl.cli import _parser
-from nnunet_dvcl.config import DVCLConfig, HqCLConfig, SSLConfig, TrainingConfig, check_ssl, known_options
+from nnunet_dvcl.config import CPSConfig, DVCLConfig, HqCLConfig, SSLConfig, TrainingConfig, check_ssl, known_options
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -117,7 +117,8 @@ def table_rows(section: str) -> dict[str, list[str]]:
     [
         ("Schedule", TrainingConfig, None),
         ("Semi-supervised training", SSLConfig, TrainingConfig),
-        ("High-quality contrast", HqCLConfig, SSLConfig),
+        ("Twin networks", CPSConfig, SSLConfig),
+        ("High-quality contrast", HqCLConfig, CPSConfig),
         ("Distance-aware contrast", DVCLConfig, HqCLConfig),
     ],
 )

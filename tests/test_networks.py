@@ -4,7 +4,7 @@ from dynamic_network_architectures.architectures.unet import PlainConvUNet, Resi
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from nnunet_dvcl.networks import FeatureHead, FeatureTap, last_segmentation_layer, unwrap
+from nnunet_dvcl.networks import FeatureHead, FeatureTap, last_segmentation_layer, run_with_features, unwrap
 
 FEATURES = [4, 8, 16]
 NETWORKS = [(PlainConvUNet, 2), (PlainConvUNet, 3), (ResidualEncoderUNet, 2), (ResidualEncoderUNet, 3)]
@@ -144,6 +144,30 @@ def test_a_compiled_forward_fills_the_tap():
     tap = FeatureTap(network)
     output = torch.compile(network, backend="eager")(image(2))
     torch.testing.assert_close(last_segmentation_layer(network)(tap.pop()), output)
+
+
+@pytest.mark.parametrize(("network_class", "dim"), NETWORKS)
+@pytest.mark.parametrize("deep_supervision", [True, False])
+@pytest.mark.parametrize("compiled", [True, False])
+def test_features_outside_of_training(network_class, dim, deep_supervision, compiled):
+    network = build(network_class, dim, deep_supervision)
+    tap = FeatureTap(network)
+    layer = last_segmentation_layer(network)
+    hooks = len(layer._forward_pre_hooks)
+    logits, features = run_with_features(torch.compile(network) if compiled else network, image(dim))
+    assert features.shape == (2, FEATURES[0], *[16] * dim)
+    torch.testing.assert_close(layer.forward(features), logits)  # forward: without hooks
+    assert not logits.requires_grad
+    assert network.training
+    assert len(layer._forward_pre_hooks) == hooks
+    with pytest.raises(RuntimeError, match="not run in training mode"):
+        tap.pop()
+
+
+def test_features_outside_of_training_leave_the_mode():
+    network = build().eval()
+    run_with_features(network, image(2))
+    assert not network.training
 
 
 @pytest.mark.parametrize(("rows", "in_features", "dim"), [(7, 4, 64), (0, 32, 8), (1, 1, 1)])

@@ -10,7 +10,9 @@ from nnunet_dvcl.data.loader import (
     unlabeled_transforms,
 )
 from nnunet_dvcl.data.preprocess import preprocess_unlabeled
+from nnunet_dvcl.data.twin_views import twin_views
 from nnunet_dvcl.data.unlabeled import get_unlabeled_dataset
+from nnunet_dvcl.data.validation import draw_validation_patches
 
 __all__ = [
     "ImageMask",
@@ -18,9 +20,11 @@ __all__ = [
     "UnlabeledLoader",
     "allowed_workers",
     "divide_workers",
+    "draw_validation_patches",
     "get_unlabeled_dataset",
     "preprocess_unlabeled",
     "start_augmenter",
     "stop_augmenter",
+    "twin_views",
     "unlabeled_transforms",
 ]

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import secrets
+from typing import ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from nnunet_dvcl.config import CPSConfig
+from nnunet_dvcl.data import twin_views
 from nnunet_dvcl.losses import cross_pseudo_supervision, gaussian_rampup
 from nnunet_dvcl.trainers.nnUNetTrainerSSL import Step, Term, nnUNetTrainerSSL
 
@@ -17,8 +20,12 @@ SUPERVISED_SCALE = 2.0
 class nnUNetTrainerCPS(nnUNetTrainerSSL):
     """Two networks of one plan, each supervised by the labels and by the other's pseudo-labels: DVCL, Eq. 1-3.
 
-    A and B see the same augmented image; only their initialization differs.
+    A and B see the same augmented image; only their initialization differs. With `independent_intensities` they see the
+    same geometry in intensities of their own.
     """
+
+    config_class: ClassVar[type[CPSConfig]] = CPSConfig
+    config: CPSConfig
 
     def build_companions(self) -> dict[str, nn.Module]:
         seed = secrets.randbits(32) if self.config.seed is None else self.config.seed + 1
@@ -28,6 +35,15 @@ class nnUNetTrainerCPS(nnUNetTrainerSSL):
 
     def students(self) -> dict[str, nn.Module]:
         return {"A": self.network, "B": self.companions["B"]}
+
+    def get_training_transforms(self, *args, **kwargs):
+        transforms = super().get_training_transforms(*args, **kwargs)
+        return twin_views(transforms) if self.config.independent_intensities else transforms
+
+    def views(self, image: Tensor) -> dict[str, Tensor]:
+        if not self.config.independent_intensities:
+            return super().views(image)
+        return dict(zip(self.students(), image.chunk(2, dim=1), strict=True))
 
     def ssl_terms(self, step: Step) -> dict[str, Term]:
         a, b = (logits[step.num_labeled :] for logits in step.logits.values())

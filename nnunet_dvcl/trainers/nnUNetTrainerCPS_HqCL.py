@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from nnunet_dvcl.config import HqCLConfig
-from nnunet_dvcl.losses import HighQualityContrastiveLoss, voxel_entropy
+from nnunet_dvcl.diagnostics import relative_gradients
+from nnunet_dvcl.losses import HighQualityContrastiveLoss, gaussian_rampup, voxel_entropy
 from nnunet_dvcl.memory import ClassBank
 from nnunet_dvcl.networks import FeatureHead, FeatureTap, last_segmentation_layer
 from nnunet_dvcl.sampling import draw_per_class, gather_rows, split_by_entropy
@@ -49,15 +50,39 @@ class nnUNetTrainerCPS_HqCL(nnUNetTrainerCPS):
     def ssl_terms(self, step: Step) -> dict[str, Term]:
         terms = super().ssl_terms(step)
         voxels = {name: self._select(step, name) for name in self.taps}
+        step.features.update((name, v.features) for name, v in voxels.items())
         return terms | self.contrastive_terms(step, voxels)
+
+    def before_backward(self, step: Step, terms: dict[str, Term]) -> None:
+        """How hard each term pulls at the decoder's last features, in the first step of an epoch; nan in the others."""
+        if self._do_i_compile():  # a compiled network has no path from its features to its logits
+            return
+        weighted = {name: term.weight * term.value for name, term in terms.items()}
+        supervised = sum(weighted.pop(f"supervised_{name}") for name in self.taps)
+        if self.iteration % self.num_iterations_per_epoch == 0:
+            scale = 1.0 if self.grad_scaler is None else self.grad_scaler.get_scale()
+            gradients = relative_gradients(weighted, supervised, list(step.features.values()), scale)
+        else:
+            gradients = dict.fromkeys(weighted, float("nan"))
+        step.record(**{f"gradient_{name}": value for name, value in gradients.items()})
 
     def contrastive_terms(self, step: Step, voxels: dict[str, Voxels]) -> dict[str, Term]:
         """The terms that λ_c weighs; they are 0 until `contrastive_start`."""
-        started = step.progress >= self.config.contrastive_start
+        started = self.contrast_has_started(step)
         value = self._high_quality_contrast(voxels) if started else torch.zeros((), device=self.device)
         bank = self.memory["bank"]
         step.record(bank_fill=bank.count.float().mean() / bank.capacity)
-        return {"hqcl": Term(value, SUPERVISED_SCALE * self.config.contrastive_weight)}
+        return {"hqcl": Term(value, self.contrastive_weight(step))}
+
+    def contrast_has_started(self, step: Step) -> bool:
+        return step.progress >= self.config.contrastive_start
+
+    def contrastive_weight(self, step: Step) -> float:
+        """λ_c of Eq. 3 on the scale of the supervised loss; it rises over `contrastive_rampup_fraction`."""
+        rampup = gaussian_rampup(
+            max(step.progress - self.config.contrastive_start, 0.0), self.config.contrastive_rampup_fraction
+        )
+        return SUPERVISED_SCALE * self.config.contrastive_weight * rampup
 
     @torch.no_grad()
     def _select(self, step: Step, name: str) -> Voxels:

@@ -11,7 +11,7 @@ from nnunet_dvcl.config import DVCLConfig
 from nnunet_dvcl.losses import DistanceAwareContrastiveLoss, Neighborhoods
 from nnunet_dvcl.memory import FeatureQueue
 from nnunet_dvcl.sampling import draw_voxels, gather_rows
-from nnunet_dvcl.trainers.nnUNetTrainerCPS import SUPERVISED_SCALE
+from nnunet_dvcl.trainers.neighborhood_curves import NeighborhoodCurves
 from nnunet_dvcl.trainers.nnUNetTrainerCPS_HqCL import Voxels, nnUNetTrainerCPS_HqCL
 from nnunet_dvcl.trainers.nnUNetTrainerSSL import Step, Term
 
@@ -26,7 +26,7 @@ class Queries(NamedTuple):
     candidates: dict[str, Tensor]  # "features" [N, d] and "probabilities" [N, C], without gradient
 
 
-class nnUNetTrainerDVCL(nnUNetTrainerCPS_HqCL):
+class nnUNetTrainerDVCL(NeighborhoodCurves, nnUNetTrainerCPS_HqCL):
     """CPS, HqCL and distance-aware contrast of unreliable voxels: the whole method, DVCL, Eq. 3-19."""
 
     config_class: ClassVar[type[DVCLConfig]] = DVCLConfig
@@ -49,15 +49,13 @@ class nnUNetTrainerDVCL(nnUNetTrainerCPS_HqCL):
 
     def contrastive_terms(self, step: Step, voxels: dict[str, Voxels]) -> dict[str, Term]:
         terms = super().contrastive_terms(step, voxels)
-        started = step.progress >= self.config.contrastive_start
-        if started:
+        if self.contrast_has_started(step):
             value = self.score(step, voxels, self.draw_queries(step, voxels))
         else:
             value = torch.zeros((), device=self.device)
         queue = self.memory["queue"]
         step.record(queue_fill=queue.count / queue.capacity)
-        weight = SUPERVISED_SCALE * self.config.contrastive_weight * self.config.distance_weight
-        return terms | {"dvcl": Term(value, weight)}
+        return terms | {"dvcl": Term(value, self.contrastive_weight(step) * self.config.distance_weight)}
 
     def draw_queries(self, step: Step, voxels: dict[str, Voxels]) -> Queries:
         """Random unreliable voxels of both networks, which enter the queue before anything is looked up in it."""

@@ -24,11 +24,11 @@ from nnunet_dvcl.data import (
     stop_augmenter,
     unlabeled_transforms,
 )
-from nnunet_dvcl.networks import unwrap
+from nnunet_dvcl.networks import full_resolution, unwrap
 from nnunet_dvcl.trainers.checkpoint import SSLState
 from nnunet_dvcl.trainers.nnUNetTrainerSupervised import nnUNetTrainerSupervised
 from nnunet_dvcl.trainers.progress_plot import plot_progress
-from nnunet_dvcl.trainers.step import Step, Term, full_resolution, labeled_part, to_device, to_host
+from nnunet_dvcl.trainers.step import Step, Term, labeled_part, to_device, to_host
 
 
 class nnUNetTrainerSSL(nnUNetTrainerSupervised):
@@ -41,7 +41,9 @@ class nnUNetTrainerSSL(nnUNetTrainerSupervised):
     - `build_memory`: banks, queues, averaged teachers (checkpointed only),
     - `students`: the networks that get nnU-Net's supervised loss,
     - `ssl_terms`: its terms of the total loss, and what it wants logged,
+    - `before_backward`: what it wants to look at between the terms and their gradients,
     - `after_step`: what follows the optimizer's step,
+    - `epoch_statistics`: what it measures once an epoch,
     - `why_zero`: the reason why one of its terms was 0 for a whole epoch.
 
     What deploys is network A, exactly as nnU-Net builds it.
@@ -70,11 +72,22 @@ class nnUNetTrainerSSL(nnUNetTrainerSupervised):
     def students(self) -> dict[str, nn.Module]:
         return {"A": self.network}
 
+    def views(self, image: Tensor) -> dict[str, Tensor]:
+        """What each student sees of the images that the loaders make."""
+        return dict.fromkeys(self.students(), image)
+
     def ssl_terms(self, step: Step) -> dict[str, Term]:
         raise NotImplementedError("nnUNetTrainerSSL is the base of the methods: train with one, e.g. nnUNetTrainerDVCL")
 
+    def before_backward(self, step: Step, terms: dict[str, Term]) -> None:
+        """Nothing by default."""
+
     def after_step(self) -> None:
         """Nothing by default."""
+
+    def epoch_statistics(self) -> dict[str, float]:
+        """Scalars, measured after the validation of an epoch and logged as ``ssl/<name>``; runs without gradients."""
+        return {}
 
     def why_zero(self, term: str) -> str:
         return "it never had anything to compare"
@@ -170,16 +183,17 @@ class nnUNetTrainerSSL(nnUNetTrainerSupervised):
         target = to_device(batch["target"], self.device)
         image = torch.cat((batch["data"], unlabeled["data"])).to(self.device, non_blocking=True)
         num_labeled = len(batch["data"])
+        views = self.views(image)
 
         self.optimizer.zero_grad(set_to_none=True)
         with self._autocast():
-            outputs = {name: network(image) for name, network in self.students().items()}
+            outputs = {name: network(views[name]) for name, network in self.students().items()}
             terms = {
                 f"supervised_{name}": Term(self.loss(labeled_part(output, num_labeled), target), 1.0)
                 for name, output in outputs.items()
             }
         step = Step(
-            image=image,
+            image=views["A"],
             logits={name: full_resolution(output) for name, output in outputs.items()},
             target=full_resolution(target)[:, 0].long(),
             valid=(unlabeled["target"][:, 0] >= 0).to(self.device, non_blocking=True),
@@ -187,6 +201,7 @@ class nnUNetTrainerSSL(nnUNetTrainerSupervised):
         )
         terms |= self.ssl_terms(step)
         self.loss_terms = tuple(terms)
+        self.before_backward(step, terms)
         total = sum(term.weight * term.value for term in terms.values())
         self._optimize(total)
         self.after_step()
@@ -229,10 +244,21 @@ class nnUNetTrainerSSL(nnUNetTrainerSupervised):
         means = {key: float(np.nanmean(v)) if np.isfinite(v).any() else float("nan") for key, v in outputs.items()}
         for key, mean in means.items():
             self._log(f"ssl/{key}", mean)
-        self.print_to_log_file("ssl", ", ".join(f"{key} {mean:.4g}" for key, mean in means.items()))
+        self._print_values(means)
         for term in self.loss_terms:
             if not outputs[term].any():
                 self.print_to_log_file(f"WARNING: ssl/{term} was 0 for the whole epoch: {self.why_zero(term)}.")
+
+    def on_validation_epoch_end(self, val_outputs: list[dict]) -> None:
+        super().on_validation_epoch_end(val_outputs)
+        statistics = self.epoch_statistics()
+        for key, value in statistics.items():
+            self._log(f"ssl/{key}", value)
+        if statistics:
+            self._print_values(statistics)
+
+    def _print_values(self, values: dict[str, float]) -> None:
+        self.print_to_log_file("ssl", ", ".join(f"{key} {value:.4g}" for key, value in values.items()))
 
     def _log(self, key: str, value: float) -> None:
         # nnU-Net's logger wants one value an epoch from the first epoch on, also for keys that came later

@@ -20,11 +20,12 @@ class Term(NamedTuple):
 class Step:
     """One iteration as a method sees it: images and each student's output, labeled patches first, then unlabeled."""
 
-    image: Tensor  # [B_l + B_u, channels, *S]
+    image: Tensor  # [B_l + B_u, channels, *S], as A sees it
     logits: dict[str, Tensor]  # student -> [B_l + B_u, C, *S] at full resolution, in the dtype of the forward
     target: Tensor  # [B_l, *S] int64
     valid: Tensor  # [B_u, *S] bool, False where padding was added
     progress: float  # share of all training iterations that is done, in [0, 1)
+    features: dict[str, Tensor] = field(default_factory=dict)  # student -> last features, where a method taps them
     statistics: dict[str, Tensor | float] = field(default_factory=dict)
     _predicted: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
 
@@ -50,11 +51,6 @@ def to_device(target: Tensor | list[Tensor], device: torch.device) -> Tensor | l
     if isinstance(target, list):
         return [level.to(device, non_blocking=True) for level in target]
     return target.to(device, non_blocking=True)
-
-
-def full_resolution(output: Tensor | list[Tensor]) -> Tensor:
-    """The first level of deep supervision, or all there is."""
-    return output[0] if isinstance(output, (list, tuple)) else output
 
 
 def labeled_part(output: Tensor | list[Tensor], num_labeled: int) -> Tensor | list[Tensor]:

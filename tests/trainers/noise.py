@@ -2,7 +2,8 @@
 
 import torch
 
-from nnunet_dvcl.trainers.step import Step, full_resolution
+from nnunet_dvcl.networks import full_resolution
+from nnunet_dvcl.trainers.step import Step
 
 
 def noise_step(trainer, progress: float = 0.5) -> Step:

@@ -77,3 +77,20 @@ def test_padding_only_gives_zero_and_a_reason(start, capsys):
     assert [output["cps"] for output in outputs] == [0, 0]
     trainer.on_train_epoch_end(outputs)
     assert "WARNING: ssl/cps was 0 for the whole epoch: every unlabeled patch was padding" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("independent", [False, True])
+def test_what_each_network_sees(start, independent):
+    trainer = start(nnUNetTrainerCPS, "2d_tiny", independent_intensities=independent)
+    seen = {}
+    for name, network in trainer.students().items():
+        network.register_forward_pre_hook(lambda _, inputs, name=name: seen.update({name: inputs[0]}))
+    differ = []
+    for _ in range(4):
+        output = trainer.train_step(next(trainer.dataloader_train))
+        assert seen["A"].shape == seen["B"].shape == (4, 1, 16, 16)
+        assert math.isfinite(output["total"])
+        differ += [not torch.equal(a, b) for a, b in zip(seen["A"], seen["B"], strict=True)]
+    assert any(differ[:2] + differ[4:6]) == independent, "labeled patches"
+    assert any(differ) == independent
+    assert next(trainer.dataloader_val)["data"].shape[1] == 1, "validation sees one view"

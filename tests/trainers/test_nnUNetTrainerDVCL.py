@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 from noise import noise_step
@@ -72,6 +74,17 @@ def test_contrast_can_start_later(start, capsys):
     assert "ssl/hqcl was 0 for the whole epoch: ssl.contrastive_start = 0.5" in capsys.readouterr().out
 
 
+def test_the_weight_of_the_contrast_can_rise(start):
+    """By w(t), counted from where the contrast starts."""
+    trainer = start(nnUNetTrainerDVCL, contrastive_start=0.2, contrastive_rampup_fraction=0.4)
+    for progress, ramp in ((0.2, math.exp(-5)), (0.4, math.exp(-5 * 0.5**2)), (0.6, 1.0), (0.9, 1.0)):
+        terms = trainer.ssl_terms(noise_step(trainer, progress))
+        assert terms["hqcl"].weight == pytest.approx(2 * 0.1 * ramp)
+        assert terms["dvcl"].weight == pytest.approx(2 * 0.1 * 0.3 * ramp)
+    constant = start(nnUNetTrainerDVCL)
+    assert constant.ssl_terms(noise_step(constant, 0.0))["hqcl"].weight == 2 * 0.1
+
+
 def test_no_mistake_and_no_unreliable_voxel_is_finite(start):
     trainer = start(nnUNetTrainerDVCL)
     image, logits = torch.randn(4, 1, 16, 16, 16), {}
@@ -99,6 +112,7 @@ def test_everything_the_issue_names_is_logged(start):
         *("supervised_A", "supervised_B", "cps", "hqcl", "dvcl", "total", "rampup", "agreement"),
         *("unreliable_A", "unreliable_B", "threshold_A", "threshold_B", "bank_fill", "queue_fill"),
         *("relevant_neighbors", "outlier_queries"),
+        *("gradient_cps", "gradient_hqcl", "gradient_dvcl"),
     }
 
 

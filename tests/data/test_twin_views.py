@@ -1,0 +1,95 @@
+import numpy as np
+import pytest
+import torch
+from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
+from batchgeneratorsv2.transforms.utils.random import RandomTransform
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+from nnunet_dvcl.data import twin_views
+
+
+def transforms(patch_size, dummy_2d=False, use_mask_for_norm=None, scales=None):
+    return nnUNetTrainer.get_training_transforms(
+        patch_size,
+        (-np.pi, np.pi),
+        scales,
+        tuple(range(len(patch_size))),
+        dummy_2d,
+        use_mask_for_norm=use_mask_for_norm,
+    )
+
+
+def larger(patch, dummy_2d=False):
+    """The patch that augmentation crops from."""
+    return [size if dummy_2d and axis == 0 else size + 4 for axis, size in enumerate(patch)]
+
+
+def sample(patch_size, channels=2):
+    """The image repeats the segmentation, so that geometry can be read off both."""
+    torch.manual_seed(0)
+    segmentation = torch.randint(-1, 3, (1, *patch_size), dtype=torch.int16)
+    return {"image": segmentation.float().repeat(channels, *[1] * len(patch_size)), "segmentation": segmentation}
+
+
+def is_random(transform) -> bool:
+    """A RandomTransform, as nnU-Net lists it or for each view."""
+    return any(isinstance(t, RandomTransform) for t in (transform, getattr(transform, "transform", None)))
+
+
+def only_geometry(composed):
+    """Without the random intensity transforms."""
+    kept = [transform for transform in composed.transforms if not is_random(transform)]
+    assert len(kept) == len(composed.transforms) - 7
+    return ComposeTransforms(kept)
+
+
+@pytest.mark.parametrize(("patch", "dummy_2d"), [([16, 16], False), ([16, 16, 16], False), ([8, 16, 16], True)])
+def test_both_views_have_one_geometry_and_own_intensities(patch, dummy_2d):
+    views = twin_views(transforms(patch, dummy_2d))
+    differ = 0
+    for seed in range(8):
+        np.random.seed(seed)
+        torch.manual_seed(seed)
+        out = views(**sample(larger(patch, dummy_2d)))
+        assert out["image"].shape == (4, *patch)
+        assert out["segmentation"].shape == (1, *patch)
+        a, b = out["image"].chunk(2)
+        differ += not torch.allclose(a, b)
+    assert differ >= 6, "seven intensity transforms, each with its own probability"
+
+    same = only_geometry(twin_views(transforms(patch, dummy_2d)))
+    for _ in range(8):
+        a, b = same(**sample(larger(patch, dummy_2d)))["image"].chunk(2)
+        torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+
+def test_one_view_is_what_nnunet_makes():
+    """Without random intensities, view A and the segmentation are those of nnU-Net's own transforms."""
+    patch = [16, 16]
+    outputs = []
+    for wrap in (lambda t: t, twin_views):
+        composed = only_geometry(wrap(transforms(patch)))
+        np.random.seed(1)
+        torch.manual_seed(1)
+        outputs.append(composed(**sample([20, 20])))
+    torch.testing.assert_close(outputs[1]["image"][:2], outputs[0]["image"])
+    torch.testing.assert_close(outputs[1]["segmentation"], outputs[0]["segmentation"])
+
+
+def test_each_view_is_masked_where_nnunet_masks():
+    views = twin_views(transforms([16, 16], use_mask_for_norm=[True, False]))
+    keep = [t for t in views.transforms if "RemoveLabel" not in type(t).__name__]
+    data = sample([20, 20])
+    data["image"] += 5  # so that 0 is a masked voxel
+    for t in keep:
+        data = t(**data)
+    outside = data["segmentation"][0] < 0
+    assert outside.any()
+    for masked, free in (data["image"][:2], data["image"][2:]):
+        assert (masked[outside] == 0).all()
+        assert (free[outside] != 0).any()
+
+
+def test_deep_supervision_gets_its_targets():
+    out = twin_views(transforms([16, 16], scales=[[1, 1], [0.5, 0.5]]))(**sample([20, 20]))
+    assert [tuple(level.shape) for level in out["segmentation"]] == [(1, 16, 16), (1, 8, 8)]
