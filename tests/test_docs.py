@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+import nnunet_dvcl
 import nnunet_dvcl.losses
 import nnunet_dvcl.memory
 import nnunet_dvcl.sampling
@@ -165,3 +166,51 @@ def test_the_api_page_has_every_signature(module):
 def test_the_example_of_the_api_page_runs():
     (example,) = blocks(ROOT / "docs/reference/python-api.md", "python")
     exec(example, {})
+
+
+# --------------------------------------------------------------------------- equations
+
+EQUATION_TESTS = ROOT / "tests/trainers/test_equations.py"
+
+
+def equation_rows() -> dict[int, tuple[list[str], list[str]]]:
+    """Equation -> functions and tests, in the order of the page."""
+    page = (ROOT / "docs/reference/equations.md").read_text()
+    rows = re.findall(r"^\| (\d+) \| [^|]+ \| ([^|]+) \| ([^|]+) \|$", page, re.MULTILINE)
+    assert len(rows) == len({number for number, *_ in rows}), "an equation is there twice"
+    return {int(number): tuple(re.findall(r"`([^`]+)`", cell) for cell in cells) for number, *cells in rows}
+
+
+def equations_named(text: str) -> set[int]:
+    """Those of "Eq. 2", "Eq. 7 and 9", "Eq. 14, 16-19"."""
+    numbers = set()
+    for listed in re.findall(r"Eq\. (\d+(?:(?:-|, | and )\d+)*)", text):
+        for first, last in re.findall(r"(\d+)(?:-(\d+))?", listed):
+            numbers |= set(range(int(first), int(last or first) + 1))
+    return numbers
+
+
+def test_every_equation_is_on_the_equations_page():
+    assert list(equation_rows()) == list(range(1, 20))
+
+
+@pytest.mark.parametrize("number", range(1, 20))
+def test_the_functions_of_an_equation_name_it(number):
+    functions, _ = equation_rows()[number]
+    assert functions
+    for name in functions:
+        package, *path = name.split(".")
+        assert package == "nnunet_dvcl"
+        owners = [nnunet_dvcl]
+        for part in path:
+            owners.append(getattr(owners[-1], part))
+        documented = [owner for owner in owners[2:] if getattr(owner, "__doc__", None)]
+        assert number in equations_named("\n".join(inspect.getdoc(owner) for owner in documented)), name
+
+
+def test_the_tests_of_the_equations_are_on_the_page():
+    defined = re.findall(r"^def (test_equation_\w+)\(", EQUATION_TESTS.read_text(), re.MULTILINE)
+    listed = [(number, test) for number, (_, tests) in equation_rows().items() for test in tests]
+    assert sorted(test for _, test in listed) == sorted(defined)
+    assert all(test.startswith(f"test_equation_{number:02}_") for number, test in listed)
+    assert {number for number, _ in listed} == set(range(1, 20))

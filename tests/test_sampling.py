@@ -6,6 +6,7 @@ from collections import Counter
 
 import pytest
 import torch
+from naive_pseudo_labels import naive_split
 
 from nnunet_dvcl.sampling import draw_per_class, draw_voxels, gather_rows, split_by_entropy
 
@@ -27,16 +28,6 @@ def assert_every_subset_equally_likely(draws: list[list[int]], subsets: list[tup
 
 
 # --------------------------------------------------------------------------- split_by_entropy
-
-
-def naive_split(entropy: list[float], valid: list[bool], alpha: float):
-    inside = [e for e, v in zip(entropy, valid, strict=True) if v]
-    average = sum(inside) / len(inside)
-    deviation = math.sqrt(sum((e - average) ** 2 for e in inside) / len(inside))
-    threshold = average + alpha * deviation
-    reliable = [v and e <= threshold for e, v in zip(entropy, valid, strict=True)]
-    unreliable = [v and e > threshold for e, v in zip(entropy, valid, strict=True)]
-    return reliable, unreliable, threshold
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.5, 2.0, -0.5])

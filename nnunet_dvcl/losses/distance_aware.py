@@ -10,8 +10,8 @@ from nnunet_dvcl.losses.precision import at_least_float32, full_precision
 class DistanceAwareContrastiveLoss(nn.Module):
     """Pulls each query's prediction to those of its neighbors and away from its outsiders: DVCL, Eq. 18-19.
 
-    Features only choose the neighbors and get no gradient. The constant (K - K')(log|U_R| + 1) of Eq. 18 has none
-    either and is left out.
+    The bound of the log ratio (Eq. 17) of two likelihoods (Eq. 16). Features only choose the neighbors and get no
+    gradient. The constant (K - K')(log|U_R| + 1) of Eq. 18 has none either and is left out.
 
     Args:
         num_neighbors: K of Eq. 12.

@@ -178,6 +178,7 @@ class nnUNetTrainerSSL(nnUNetTrainerSupervised):
         return self.iteration / (self.num_epochs * self.num_iterations_per_epoch)
 
     def train_step(self, batch: dict) -> dict[str, float]:
+        """The supervised loss of each student (DVCL, Eq. 1), the method's terms, one update; returns what is logged."""
         unlabeled = next(self.dataloader_unlabeled)
         target = to_device(batch["target"], self.device)
         image = torch.cat((batch["data"], unlabeled["data"])).to(self.device, non_blocking=True)

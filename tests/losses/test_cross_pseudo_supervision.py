@@ -4,27 +4,9 @@ import math
 
 import pytest
 import torch
+from naive_pseudo_labels import naive_cps, random_logits
 
 from nnunet_dvcl.losses import cross_pseudo_supervision, gaussian_rampup
-
-
-def naive_cps(a: torch.Tensor, b: torch.Tensor, valid: torch.Tensor) -> float:
-    classes = a.shape[1]
-    rows_a, rows_b = (x.movedim(1, -1).reshape(-1, classes).tolist() for x in (a, b))
-    total, count = 0.0, 0
-    for row_a, row_b, is_valid in zip(rows_a, rows_b, valid.reshape(-1).tolist(), strict=True):
-        if is_valid:
-            for student, teacher in ((row_a, row_b), (row_b, row_a)):
-                label = max(range(classes), key=lambda c, teacher=teacher: teacher[c])
-                total += math.log(sum(math.exp(x) for x in student)) - student[label]
-            count += 1
-    return total / count
-
-
-def random_logits(space, classes=5, dtype=torch.float64):
-    torch.manual_seed(1)
-    a, b = (torch.randn(2, classes, *space, dtype=dtype).mul(3).requires_grad_() for _ in range(2))
-    return a, b, torch.rand(2, *space) < 0.6
 
 
 @pytest.mark.parametrize("space", [(4, 3), (2, 3, 4)])

@@ -1,4 +1,4 @@
-"""Distance-aware contrast as loops, straight from the paper (Eq. 12-19), and rows to try it on."""
+"""Distance-aware contrast as loops, straight from the paper (Eq. 11-19), and rows to try it on."""
 
 import math
 
@@ -50,13 +50,25 @@ def naive_dvcl(query_p, queries, features, candidate_p, k, k_out, u, r=0.5, part
     return sum(psi) / len(psi) if psi else query_p.sum() * 0
 
 
-def literal_psi(p, c, relevant, d, candidate_p, r=0.5) -> float:
-    """Eq. 16 and 17 as they stand, products, denominators and all."""
+def same_prediction(p, candidate_p) -> list[float]:
+    """O_mn of Eq. 11 for one voxel m and every candidate n."""
+    scores = [math.exp(dot(p, q)) for q in candidate_p]
+    return [score / sum(scores) for score in scores]
+
+
+def literal_likelihoods(p, c, relevant, d, candidate_p, r=0.5) -> tuple[float, float]:
+    """Eq. 16 as it stands, products, denominators and all: of the neighbors and of the outsiders."""
     denominator = sum(math.exp(dot(p, q)) for q in candidate_p)
     close = math.prod(
         math.exp((1 if a else r) * dot(p, candidate_p[n])) / denominator for n, a in zip(c, relevant, strict=True)
     )
     distant = math.prod(math.exp(dot(p, candidate_p[j])) / denominator for j in d)
+    return close, distant
+
+
+def literal_psi(p, c, relevant, d, candidate_p, r=0.5) -> float:
+    """Eq. 17 of the likelihoods as they stand."""
+    close, distant = literal_likelihoods(p, c, relevant, d, candidate_p, r)
     return -math.log(close / distant)
 
 

@@ -1,0 +1,183 @@
+"""What the gradient of each term reaches, and what it never reaches, as one table."""
+
+import importlib
+from typing import NamedTuple
+
+import pytest
+import torch
+from torch import Tensor
+
+import nnunet_dvcl.trainers as trainers
+from nnunet_dvcl.networks import last_segmentation_layer
+from nnunet_dvcl.trainers.nnUNetTrainerCPS_HqCL import Voxels
+from nnunet_dvcl.trainers.step import Step, Term
+
+CPS_MODULE = importlib.import_module("nnunet_dvcl.losses.cross_pseudo_supervision")  # its name is the function's too
+
+A, B = {"A", "last layer of A"}, {"B", "last layer of B"}
+PREDICTIONS = A | B
+FEATURES = {"A", "B", "head_A", "head_B"}
+
+SUPERVISED = {"supervised_A": (A, "labeled"), "supervised_B": (B, "labeled")}
+CPS = SUPERVISED | {
+    "cps": (PREDICTIONS, "unlabeled"),
+    "cps: CE(A, argmax B)": (A, "unlabeled"),
+    "cps: CE(B, argmax A)": (B, "unlabeled"),
+}
+HQCL = CPS | {"hqcl": (FEATURES, "contrasted")}
+OF_PREDICTIONS = HQCL | {"dvcl": (PREDICTIONS, "unreliable")}
+OF_FEATURES = HQCL | {"dvcl": (FEATURES, "unreliable")}
+OF_VIEWS = HQCL | {"dvcl": (FEATURES, "unreliable in A or B")}
+
+# trainer -> term -> the modules that its gradient reaches, the voxels at which it enters them
+TABLE = {
+    "CPS": CPS,
+    "CPS_HqCL": HQCL,
+    "DVCL": OF_PREDICTIONS,
+    "DVCL_noNPS": OF_PREDICTIONS,
+    "DVCL_noQDS": OF_PREDICTIONS,
+    "DVCL_noNPS_noQDS": OF_PREDICTIONS,
+    "DVCL_InfoNCE": OF_FEATURES,
+    "DVCL_SimCLR": OF_VIEWS,
+    "DVCL_NNCLR": OF_VIEWS,
+    "DVCL_LogLikelihood": OF_PREDICTIONS,
+    "DVCL_SNCLR": OF_FEATURES,
+    "DVCL_LogLikelihood_SNCLRWeights": OF_PREDICTIONS,
+    "DVCL_LogLikelihood_NPS": OF_PREDICTIONS,
+    "CL_VCL": OF_FEATURES,
+}
+
+
+class Observed(NamedTuple):
+    """A training step up to its backward."""
+
+    step: Step
+    voxels: dict[str, Voxels]  # empty without contrast
+    terms: dict[str, Tensor]
+    weights: dict[str, float]  # of the terms beside the supervised ones
+    stored: list[Tensor]  # what the memories gave to the losses, as leaves that ask for a gradient
+
+
+def _keep(monkeypatch, owner, name: str, results: list, change=lambda result: result) -> None:
+    """Lets `owner.name` do what it does and keeps what it returns."""
+    original = getattr(owner, name)
+
+    def kept(*args, **kwargs):
+        results.append(change(original(*args, **kwargs)))
+        return results[-1]
+
+    monkeypatch.setattr(owner, name, kept)
+
+
+def _observe(trainer, monkeypatch) -> Observed:
+    unlabeled = next(trainer.dataloader_unlabeled)
+    unlabeled["target"][:, :, :4] = -1
+    trainer.dataloader_unlabeled = iter([unlabeled])
+
+    supervised, cps, terms, selected, stored, steps = [], [], [], [], [], []
+    _keep(monkeypatch, trainer, "loss", supervised)
+    _keep(monkeypatch, CPS_MODULE, "_pseudo_supervision", cps)
+    _keep(monkeypatch, trainer, "ssl_terms", terms)
+    if "bank" in trainer.memory:
+        _keep(monkeypatch, trainer, "_select", selected)
+        _keep(monkeypatch, trainer.memory["bank"], "centers", stored, lambda given: (_leaf(given[0]), given[1]))
+    if "queue" in trainer.memory:
+        _keep(monkeypatch, trainer.memory["queue"], "rows", stored, lambda rows: {k: _leaf(v) for k, v in rows.items()})
+    ssl_terms = trainer.ssl_terms
+    monkeypatch.setattr(trainer, "ssl_terms", lambda step: steps.append(step) or ssl_terms(step))
+    monkeypatch.setattr(trainer, "_optimize", lambda total: None)
+    trainer.train_step(next(trainer.dataloader_train))
+
+    found: dict[str, Term] = terms[0]
+    values = dict(zip(SUPERVISED, supervised, strict=True)) | {name: term.value for name, term in found.items()}
+    values |= dict(zip(("cps: CE(A, argmax B)", "cps: CE(B, argmax A)"), cps, strict=True))
+    leaves = [x for given in stored for x in (given.values() if isinstance(given, dict) else given[:1])]
+    weights = {name: term.weight for name, term in found.items()}
+    return Observed(steps[0], dict(zip("AB", selected, strict=False)), values, weights, leaves)
+
+
+def _leaf(x: Tensor) -> Tensor:
+    assert not x.requires_grad, "memories store detached rows"
+    return x.clone().requires_grad_()
+
+
+def _touched(term: Tensor, tensors: list[Tensor]) -> list[bool]:
+    return [bool(gradient.any()) for gradient in _gradients(term, tensors)]
+
+
+def _gradients(term: Tensor, tensors: list[Tensor]) -> list[Tensor]:
+    found = torch.autograd.grad(term, tensors, retain_graph=True, allow_unused=True)
+    return [torch.zeros_like(x) if gradient is None else gradient for x, gradient in zip(tensors, found, strict=True)]
+
+
+def _reached(trainer, term: Tensor) -> set[str]:
+    """Networks without their last layer, last segmentation layers, and heads that get a gradient."""
+    parts = {name: list(module.parameters()) for name, module in trainer.companions.items() if name != "B"}
+    for name, network in trainer.students().items():
+        parts[f"last layer of {name}"] = list(last_segmentation_layer(network).parameters())
+        last = {id(p) for p in parts[f"last layer of {name}"]}
+        parts[name] = [p for p in network.parameters() if id(p) not in last]
+    return {name for name, parameters in parts.items() if any(_touched(term, parameters))}
+
+
+def _voxels_reached(observed: Observed, name: str, term: Tensor) -> Tensor:
+    """Where the gradient enters network `name`, at its logits or at its last feature map: [B, *S] bool."""
+    volumes = [observed.step.logits[name]]
+    if observed.voxels:
+        volumes.append(observed.voxels[name].features)
+    return torch.stack([gradient.abs().sum(1) > 0 for gradient in _gradients(term, volumes)]).any(0)
+
+
+def _voxels_named(observed: Observed, name: str, kind: str) -> Tensor:
+    """[B, *S] bool, labeled patches first."""
+    step, voxels = observed.step, observed.voxels
+    no_label, no_unlabeled = torch.zeros_like(step.target, dtype=torch.bool), torch.zeros_like(step.valid)
+    if kind == "labeled":
+        return torch.cat((~no_label, no_unlabeled))
+    if kind == "unlabeled":
+        return torch.cat((no_label, step.valid))
+    if kind == "contrasted":
+        return (voxels[name].anchors >= 0) | torch.cat((voxels[name].mistaken >= 0, no_unlabeled))
+    if kind == "unreliable":
+        return torch.cat((no_label, voxels[name].unreliable))
+    return torch.cat((no_label, voxels["A"].unreliable | voxels["B"].unreliable))
+
+
+@pytest.mark.parametrize(
+    ("name", "configuration"), [(name, "2d_tiny") for name in TABLE] + [("CPS", "3d_tiny"), ("DVCL", "3d_tiny")]
+)
+def test_what_each_term_reaches(start, monkeypatch, name, configuration):
+    trainer = start(getattr(trainers, f"nnUNetTrainer{name}"), configuration)
+    observed = _observe(trainer, monkeypatch)
+    assert {term: _reached(trainer, value) for term, value in observed.terms.items()} == {
+        term: modules for term, (modules, _) in TABLE[name].items()
+    }
+    if "dvcl" in observed.terms:
+        assert observed.weights["dvcl"] == pytest.approx(2 * 0.1 * 0.3), "whatever loss takes its place"
+    for term, (modules, kind) in TABLE[name].items():
+        for network in "AB":
+            touched = _voxels_reached(observed, network, observed.terms[term])
+            named = _voxels_named(observed, network, kind)
+            assert not (touched & ~named).any(), f"{term} reaches voxels of {network} that are not {kind}"
+            assert not (touched[observed.step.num_labeled :] & ~observed.step.valid).any(), f"{term} reaches padding"
+            assert touched.any() == (network in modules), term
+
+
+@pytest.mark.parametrize("name", [name for name in TABLE if name != "CPS"])
+def test_no_term_reaches_what_is_stored(start, monkeypatch, name):
+    """Not even where the stored rows ask for a gradient."""
+    trainer = start(getattr(trainers, f"nnUNetTrainer{name}"), "2d_tiny")
+    observed = _observe(trainer, monkeypatch)
+    assert len(observed.stored) >= len(trainer.memory)
+    for term in observed.terms.values():
+        assert not any(_touched(term, observed.stored))
+    assert not any(buffer.requires_grad for buffer in trainer.memory.buffers())
+
+
+def test_every_method_is_in_the_table():
+    methods = [
+        name
+        for name in trainers.__all__
+        if issubclass(getattr(trainers, name), trainers.nnUNetTrainerSSL) and name != "nnUNetTrainerSSL"
+    ]
+    assert {f"nnUNetTrainer{name}" for name in TABLE} == set(methods)
