@@ -5,8 +5,9 @@ import json
 import multiprocessing
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,6 +19,16 @@ import pytest
 NAME = "Dataset901_Tiny"
 LABELED = tuple(f"case_{i}" for i in range(6))
 SCANS = tuple(f"scan_{i}" for i in range(3))
+IGNORED = 3
+_LABELS = {"background": 0, "large": 1, "small": 2}
+_REGIONS = {"background": 0, "whole": [1, 2], "small": [2]}
+# label mode -> what dataset.json says of the labels
+LABEL_MODES = {
+    "labels": {"labels": _LABELS},
+    "ignore": {"labels": _LABELS | {"ignore": IGNORED}},
+    "regions": {"labels": _REGIONS, "regions_class_order": [1, 2]},
+    "regions + ignore": {"labels": _REGIONS | {"ignore": IGNORED}, "regions_class_order": [1, 2]},
+}
 
 
 @dataclass(frozen=True)
@@ -87,42 +98,63 @@ class TinyDataset:
 
 
 @pytest.fixture(scope="session")
-def _tiny_original(tmp_path_factory: pytest.TempPathFactory) -> TinyDataset:
-    tiny = TinyDataset(tmp_path_factory.mktemp("tiny"))
-    _write_raw(tiny)
-    # nnU-Net's planner takes the number of workers for torch's number of threads, which cannot be 0.
-    with mock.patch.dict(os.environ, {**tiny.env, "nnUNet_n_proc_DA": "1"}):
-        _plan_and_preprocess(tiny)
-    _add_tiny_configurations(tiny)
-    return tiny
+def tiny_originals(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], TinyDataset]:
+    """Label mode -> the data set, made when it is first asked for."""
+
+    @cache
+    def make(label_mode: str) -> TinyDataset:
+        tiny = TinyDataset(tmp_path_factory.mktemp("tiny"))
+        _write_raw(tiny, label_mode)
+        # nnU-Net's planner takes the number of workers for torch's number of threads, which cannot be 0.
+        with mock.patch.dict(os.environ, {**tiny.env, "nnUNet_n_proc_DA": "1"}):
+            _plan_and_preprocess(tiny)
+        _add_tiny_configurations(tiny)
+        return tiny
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def _tiny_original(tiny_originals: Callable[[str], TinyDataset]) -> TinyDataset:
+    return tiny_originals("labels")
 
 
 @pytest.fixture
-def tiny_dataset(_tiny_original: TinyDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[TinyDataset]:
+def label_mode() -> str:
+    """One of `LABEL_MODES`; parametrize it to have `tiny_dataset` in another."""
+    return "labels"
+
+
+@pytest.fixture
+def tiny_dataset(
+    tiny_originals: Callable[[str], TinyDataset], label_mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[TinyDataset]:
     """The test's own copy, to modify at will; nnU-Net's environment variables name it."""
     tiny = TinyDataset(tmp_path / "tiny")
-    shutil.copytree(_tiny_original.root, tiny.root)
+    shutil.copytree(tiny_originals(label_mode).root, tiny.root)
     tiny.results.mkdir()
     for name, value in tiny.env.items():
         monkeypatch.setenv(name, value)
     return tiny
 
 
-def _write_raw(tiny: TinyDataset) -> None:
+def _write_raw(tiny: TinyDataset, label_mode: str = "labels") -> None:
     rng = np.random.default_rng(0)
     for folder in ("imagesTr", "labelsTr", "imagesTr_unlabeled"):
         (tiny.raw / folder).mkdir(parents=True)
     for case in LABELED:
         image, labels = make_case(rng)
+        if "ignore" in label_mode:
+            labels[:, :, : labels.shape[2] // 2] = IGNORED
         write_image(tiny.raw / "imagesTr" / f"{case}_0000.nii.gz", image)
         write_image(tiny.raw / "labelsTr" / f"{case}.nii.gz", labels)
     for case in SCANS:
         write_image(tiny.images / f"{case}_0000.nii.gz", make_case(rng)[0])
     dataset_json = {
         "channel_names": {"0": "CT"},
-        "labels": {"background": 0, "large": 1, "small": 2},
         "numTraining": len(LABELED),
         "file_ending": ".nii.gz",
+        **LABEL_MODES[label_mode],
     }
     (tiny.raw / "dataset.json").write_text(json.dumps(dataset_json))
 

@@ -16,7 +16,8 @@ def draw_validation_patches(
     """Patches around foreground voxels, the classes in equal shares as nnU-Net draws them; the same at each call.
 
     Returns:
-        images [number, channels, *S] float32 and labels [number, *S] int64, -1 where a voxel is padding or outside.
+        images [number, channels, *S] float32 and label maps [number, *S] int64 with nnU-Net's own values, -1 where a
+        voxel is padding or outside.
     """
     loader = nnUNetDataLoader(
         dataset, number, patch_size, patch_size, label_manager, oversample_foreground_percent=1.0, transforms=None

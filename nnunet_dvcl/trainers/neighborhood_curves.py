@@ -9,13 +9,13 @@ from torch import Tensor
 
 from nnunet_dvcl.data import draw_validation_patches
 from nnunet_dvcl.diagnostics import neighborhood_quality
-from nnunet_dvcl.losses import voxel_entropy
 from nnunet_dvcl.networks import run_with_features
 from nnunet_dvcl.sampling import draw_voxels, split_by_entropy
 from nnunet_dvcl.trainers.validation_voxels import ValidationVoxels
 
 if TYPE_CHECKING:
     from nnunet_dvcl.config import DVCLConfig
+    from nnunet_dvcl.labels import Labels
     from nnunet_dvcl.losses import DistanceAwareContrastiveLoss
 
 _NUM_PATCHES = 16
@@ -29,14 +29,19 @@ class NeighborhoodCurves:
     """
 
     config: DVCLConfig
+    labels: Labels
     dvcl: DistanceAwareContrastiveLoss
 
     def get_tr_and_val_datasets(self):
         datasets = super().get_tr_and_val_datasets()
         if self.config.validation_voxels:
             manager = self.configuration_manager
-            patches = draw_validation_patches(datasets[1], _NUM_PATCHES, manager.patch_size, self.label_manager)
-            self.validation_voxels = ValidationVoxels(*patches, self.config.validation_voxels, manager.batch_size)
+            images, label_maps = draw_validation_patches(
+                datasets[1], _NUM_PATCHES, manager.patch_size, self.label_manager
+            )
+            self.validation_voxels = ValidationVoxels(
+                images, self.labels.of_label_map(label_maps), self.config.validation_voxels, manager.batch_size
+            )
         return datasets
 
     def epoch_statistics(self) -> dict[str, float]:
@@ -58,8 +63,8 @@ class NeighborhoodCurves:
                 return run_with_features(self.students()[name], image)
 
         labels = self.validation_voxels.labels.to(self.device)
-        probabilities, features = self.validation_voxels.look(forward, self.device)
-        _, unreliable, _ = split_by_entropy(voxel_entropy(probabilities), self.config.entropy_alpha)
+        logits, features = self.validation_voxels.look(forward, self.device)
+        _, unreliable, _ = split_by_entropy(self.labels.entropy(logits), self.config.entropy_alpha)
         drawn = draw_voxels(unreliable, self.config.num_queries, torch.Generator(self.device).manual_seed(0))
-        correct = probabilities[drawn].argmax(1) == labels[drawn]
+        correct = self.labels.predicted(logits[drawn]) == labels[drawn]
         return self.companions[f"head_{name}"](features[drawn]), labels[drawn], correct

@@ -19,8 +19,9 @@ class nnUNetTrainerCL_VCL(nnUNetTrainerDVCL):
 
     def score(self, step: Step, voxels: dict[str, Voxels], queries: Queries) -> Tensor:
         centers = self.memory["bank"].centers()
+        probabilities = self.labels.class_probabilities(queries.logits)
         return complementary_label_contrast(
-            queries.features, queries.probabilities, *centers, temperature=self.config.temperature
+            queries.features, probabilities, *centers, temperature=self.config.temperature
         )
 
     def why_zero(self, term: str) -> str:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from nnunet_dvcl.config import CPSConfig
 from nnunet_dvcl.data import twin_views
-from nnunet_dvcl.losses import cross_pseudo_supervision, gaussian_rampup
+from nnunet_dvcl.losses import gaussian_rampup
 from nnunet_dvcl.trainers.nnUNetTrainerSSL import Step, Term, nnUNetTrainerSSL
 
 # nnU-Net's supervised loss is Dice + CE, twice the paper's (Dice + CE)/2: doubling the other terms keeps its ratios
@@ -46,12 +46,13 @@ class nnUNetTrainerCPS(nnUNetTrainerSSL):
         return dict(zip(self.students(), image.chunk(2, dim=1), strict=True))
 
     def ssl_terms(self, step: Step) -> dict[str, Term]:
-        a, b = (logits[step.num_labeled :] for logits in step.logits.values())
+        a, b = (step.unlabeled_patches(logits) for logits in step.logits.values())
+        unlabeled = step.unlabeled
         rampup = gaussian_rampup(step.progress, self.config.rampup_fraction)
-        agree = (step.predicted("A") == step.predicted("B"))[step.num_labeled :]
-        step.record(rampup=rampup, agreement=(agree & step.valid).sum() / step.valid.sum())
+        agree = step.unlabeled_patches(step.predicted("A") == step.predicted("B"))
+        step.record(rampup=rampup, agreement=(agree & unlabeled).sum() / unlabeled.sum())
         weight = SUPERVISED_SCALE * self.config.consistency_weight * rampup
-        return {"cps": Term(cross_pseudo_supervision(a, b, step.valid), weight)}
+        return {"cps": Term(self.labels.cross_pseudo_supervision(a, b, unlabeled), weight)}
 
     def why_zero(self, term: str) -> str:
         if term == "cps":

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from nnunet_dvcl.config import HqCLConfig
 from nnunet_dvcl.diagnostics import relative_gradients
-from nnunet_dvcl.losses import HighQualityContrastiveLoss, gaussian_rampup, voxel_entropy
+from nnunet_dvcl.labels import UNKNOWN
+from nnunet_dvcl.losses import HighQualityContrastiveLoss, gaussian_rampup
 from nnunet_dvcl.memory import ClassBank
 from nnunet_dvcl.networks import FeatureHead, FeatureTap, last_segmentation_layer
 from nnunet_dvcl.sampling import draw_per_class, gather_rows, split_by_entropy
@@ -23,7 +24,7 @@ class Voxels(NamedTuple):
     features: Tensor  # [B_l + B_u, F, *S], the decoder's last feature map
     anchors: Tensor  # [B_l + B_u, *S] int64, Eq. 7: the class that the voxel is an anchor of
     mistaken: Tensor  # [B_l, *S] int64, Eq. 9: the class that the voxel was wrongly predicted as
-    unreliable: Tensor  # [B_u, *S] bool, Eq. 5
+    unreliable: Tensor  # [B', *S] bool, Eq. 5, of the step's `unlabeled_patches`
 
 
 class nnUNetTrainerCPS_HqCL(nnUNetTrainerCPS):
@@ -44,8 +45,7 @@ class nnUNetTrainerCPS_HqCL(nnUNetTrainerCPS):
 
     def build_memory(self) -> dict[str, nn.Module]:
         self.hqcl = HighQualityContrastiveLoss(self.config.num_negatives, self.config.temperature)
-        num_classes = self.label_manager.num_segmentation_heads
-        return {"bank": ClassBank(num_classes, self.config.bank_capacity, self.config.feature_dim)}
+        return {"bank": ClassBank(self.labels.num_classes, self.config.bank_capacity, self.config.feature_dim)}
 
     def ssl_terms(self, step: Step) -> dict[str, Term]:
         terms = super().ssl_terms(step)
@@ -87,16 +87,20 @@ class nnUNetTrainerCPS_HqCL(nnUNetTrainerCPS):
     @torch.no_grad()
     def _select(self, step: Step, name: str) -> Voxels:
         """The entropy split (Eq. 4-6) and the roles that voxels play in the contrast (Eq. 7 and 9)."""
-        predicted = step.predicted(name)
-        labeled, unlabeled = predicted[: step.num_labeled], predicted[step.num_labeled :]
-        entropy = voxel_entropy(step.logits[name][step.num_labeled :].float().softmax(1))
-        reliable, unreliable, threshold = split_by_entropy(entropy, self.config.entropy_alpha, step.valid)
+        unlabeled = step.unlabeled
+        entropy = self.labels.entropy(step.unlabeled_patches(step.logits[name]))
+        reliable, unreliable, threshold = split_by_entropy(entropy, self.config.entropy_alpha, unlabeled)
         step.record(
-            **{f"unreliable_{name}": unreliable.sum() / step.valid.sum(), f"threshold_{name}": threshold},
+            **{f"unreliable_{name}": unreliable.sum() / unlabeled.sum(), f"threshold_{name}": threshold},
         )
-        correct = labeled == step.target
-        anchors = torch.cat((labeled.where(correct, -1), unlabeled.where(reliable, -1)))
-        return Voxels(self.taps[name].pop(), anchors, labeled.where(~correct, -1), unreliable)
+        predicted = step.predicted(name)
+        labeled = predicted[: step.num_labeled]
+        correct, known = labeled == step.target, step.target != UNKNOWN
+        anchors = torch.cat((correct, torch.zeros_like(step.valid)))
+        step.unlabeled_patches(anchors).logical_or_(reliable)
+        return Voxels(
+            self.taps[name].pop(), predicted.where(anchors, -1), labeled.where(known & ~correct, -1), unreliable
+        )
 
     def _high_quality_contrast(self, voxels: dict[str, Voxels]) -> Tensor:
         """HqCL (Eq. 7-10): draws anchors and negatives over A and B, stores the anchors, scores against the centers."""

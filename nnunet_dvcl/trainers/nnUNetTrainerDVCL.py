@@ -19,11 +19,12 @@ from nnunet_dvcl.trainers.nnUNetTrainerSSL import Step, Term
 class Queries(NamedTuple):
     """Q unreliable voxels, those of A first, and the candidates that they are compared with."""
 
-    index: dict[str, Tensor]  # network -> int64, into the voxels of the unlabeled patches, batch first
-    probabilities: Tensor  # [Q, C] float32, with gradient
+    index: dict[str, Tensor]  # network -> int64, into the voxels of the step's `unlabeled_patches`, batch first
+    logits: Tensor  # [Q, C] float32, with gradient
+    probabilities: Tensor  # [Q, width of the labels] float32, with gradient; a dot product of two is their agreement
     features: Tensor  # [Q, d] float32, with gradient
     rows: Tensor  # [Q] int64, each query's own row among the candidates
-    candidates: dict[str, Tensor]  # "features" [N, d] and "probabilities" [N, C], without gradient
+    candidates: dict[str, Tensor]  # "features" [N, d] and "probabilities" [N, width], without gradient
 
 
 class nnUNetTrainerDVCL(NeighborhoodCurves, nnUNetTrainerCPS_HqCL):
@@ -44,7 +45,7 @@ class nnUNetTrainerDVCL(NeighborhoodCurves, nnUNetTrainerCPS_HqCL):
             self.partition_neighbors,
             self.detect_outliers,
         )
-        widths = {"features": config.feature_dim, "probabilities": self.label_manager.num_segmentation_heads}
+        widths = {"features": config.feature_dim, "probabilities": self.labels.width}
         return super().build_memory() | {"queue": FeatureQueue(config.queue_capacity, **widths)}
 
     def contrastive_terms(self, step: Step, voxels: dict[str, Voxels]) -> dict[str, Term]:
@@ -60,17 +61,17 @@ class nnUNetTrainerDVCL(NeighborhoodCurves, nnUNetTrainerCPS_HqCL):
     def draw_queries(self, step: Step, voxels: dict[str, Voxels]) -> Queries:
         """Random unreliable voxels of both networks, which enter the queue before anything is looked up in it."""
         index = {name: draw_voxels(v.unreliable, self.config.num_queries) for name, v in voxels.items()}
-        logits = [gather_rows(step.logits[name][step.num_labeled :], drawn) for name, drawn in index.items()]
-        probabilities = torch.cat(logits).float().softmax(-1)
+        volumes = {name: step.unlabeled_patches(step.logits[name]) for name in index}
+        logits = torch.cat([gather_rows(volumes[name], drawn) for name, drawn in index.items()]).float()
+        probabilities = self.labels.probabilities(logits)
         features = self.project_unlabeled(step, voxels, index)
         rows = self.memory["queue"].push(features=features, probabilities=probabilities)
-        return Queries(index, probabilities, features, rows, self.memory["queue"].rows())
+        return Queries(index, logits, probabilities, features, rows, self.memory["queue"].rows())
 
     def project_unlabeled(self, step: Step, voxels: dict[str, Voxels], index: dict[str, Tensor]) -> Tensor:
         """Features of unlabeled voxels, network after network: [Q, d]."""
-        return torch.cat(
-            [self.project(name, voxels[name].features[step.num_labeled :], drawn) for name, drawn in index.items()]
-        )
+        volumes = {name: step.unlabeled_patches(voxels[name].features) for name in index}
+        return torch.cat([self.project(name, volumes[name], drawn) for name, drawn in index.items()])
 
     def find_neighborhoods(self, step: Step, queries: Queries) -> Neighborhoods:
         """Eq. 12, 13 and 15 for the queries, among the candidates."""

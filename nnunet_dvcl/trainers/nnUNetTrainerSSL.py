@@ -24,6 +24,7 @@ from nnunet_dvcl.data import (
     stop_augmenter,
     unlabeled_transforms,
 )
+from nnunet_dvcl.labels import Labels, SigmoidRegions, SoftmaxLabels
 from nnunet_dvcl.networks import full_resolution, unwrap
 from nnunet_dvcl.trainers.checkpoint import SSLState
 from nnunet_dvcl.trainers.nnUNetTrainerSupervised import nnUNetTrainerSupervised
@@ -49,12 +50,13 @@ class nnUNetTrainerSSL(nnUNetTrainerSupervised):
     What deploys is network A, exactly as nnU-Net builds it.
 
     Raises:
-        NotImplementedError: regions, an ignore label, a cascade, or more than one GPU.
+        NotImplementedError: a cascade, or more than one GPU.
         UserError: bad unlabeled data or hyper-parameters.
     """
 
     config_class: ClassVar[type[SSLConfig]] = SSLConfig
     config: SSLConfig
+    labels: Labels
     companions: nn.ModuleDict
     memory: nn.ModuleDict
     iteration: int
@@ -97,6 +99,7 @@ class nnUNetTrainerSSL(nnUNetTrainerSupervised):
     def initialize(self) -> None:
         self._refuse_unsupported()
         super().initialize()
+        self.labels = self._build_labels()
         self.iteration = 0
         self.companions = nn.ModuleDict(self.build_companions()).to(self.device)
         self.memory = nn.ModuleDict(self.build_memory()).to(self.device)
@@ -111,13 +114,17 @@ class nnUNetTrainerSSL(nnUNetTrainerSupervised):
         if type(self).ssl_terms is nnUNetTrainerSSL.ssl_terms:
             raise NotImplementedError(f"{name} is the base of the methods: train with one, e.g. nnUNetTrainerDVCL.")
         for unsupported, what in (
-            (self.label_manager.has_regions, "region-based training (regions_class_order in dataset.json)"),
-            (self.label_manager.has_ignore_label, "an ignore label"),
             (self.is_cascaded, "a cascade (3d_cascade_fullres)"),
             (self.is_ddp, "more than one GPU (-num_gpus)"),
         ):
             if unsupported:
                 raise NotImplementedError(f"{name} does not support {what} yet.")
+
+    def _build_labels(self) -> Labels:
+        manager = self.label_manager
+        if manager.has_regions:
+            return SigmoidRegions(manager.foreground_regions, manager.regions_class_order, manager.ignore_label)
+        return SoftmaxLabels(manager.num_segmentation_heads, manager.ignore_label)
 
     # ---------------------------------------------------------------- data
 
@@ -195,9 +202,11 @@ class nnUNetTrainerSSL(nnUNetTrainerSupervised):
         step = Step(
             image=views["A"],
             logits={name: full_resolution(output) for name, output in outputs.items()},
-            target=full_resolution(target)[:, 0].long(),
+            target=self.labels.of_target(full_resolution(target)),
             valid=(unlabeled["target"][:, 0] >= 0).to(self.device, non_blocking=True),
             progress=self.progress,
+            labels=self.labels,
+            ignored_as_unlabeled=self.config.ignored_as_unlabeled and self.label_manager.has_ignore_label,
         )
         terms |= self.ssl_terms(step)
         self.loss_terms = tuple(terms)

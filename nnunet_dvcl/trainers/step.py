@@ -8,6 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from nnunet_dvcl.labels import UNKNOWN, Labels
+
 
 class Term(NamedTuple):
     """One summand of the total loss: ``weight * value`` is optimized, ``value`` is logged."""
@@ -22,9 +24,11 @@ class Step:
 
     image: Tensor  # [B_l + B_u, channels, *S], as A sees it
     logits: dict[str, Tensor]  # student -> [B_l + B_u, C, *S] at full resolution, in the dtype of the forward
-    target: Tensor  # [B_l, *S] int64
+    target: Tensor  # [B_l, *S] int64, the class; -1 where the voxel has the ignore label
     valid: Tensor  # [B_u, *S] bool, False where padding was added
     progress: float  # share of all training iterations that is done, in [0, 1)
+    labels: Labels  # what the channels of the logits mean
+    ignored_as_unlabeled: bool = False  # ignored voxels of labeled patches count as unlabeled ones
     features: dict[str, Tensor] = field(default_factory=dict)  # student -> last features, where a method taps them
     statistics: dict[str, Tensor | float] = field(default_factory=dict)
     _predicted: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
@@ -35,11 +39,22 @@ class Step:
         return len(self.target)
 
     def predicted(self, name: str) -> Tensor:
-        """The class of the highest logit of a student, [B_l + B_u, *S] int64; computed once a step."""
+        """The class that a student predicts, [B_l + B_u, *S] int64; computed once a step."""
         if name not in self._predicted:
-            # on a CPU several times faster than argmax over a dimension that is not the last
-            self._predicted[name] = self.logits[name].detach().max(1).indices
+            self._predicted[name] = self.labels.predicted(self.logits[name])
         return self._predicted[name]
+
+    def unlabeled_patches(self, volume: Tensor) -> Tensor:
+        """The patches of [B_l + B_u, ...] that may hold unlabeled voxels, as a view: [B', ...].
+
+        Those of the unlabeled stream; where ignored voxels count as unlabeled ones, all.
+        """
+        return volume if self.ignored_as_unlabeled else volume[self.num_labeled :]
+
+    @property
+    def unlabeled(self) -> Tensor:
+        """The unlabeled voxels of `unlabeled_patches`, padding left out: [B', *S] bool."""
+        return torch.cat((self.target == UNKNOWN, self.valid)) if self.ignored_as_unlabeled else self.valid
 
     def record(self, **statistics: Tensor | float) -> None:
         """Scalars to be averaged over the epoch and logged as ``ssl/<name>``; nan: nothing to tell in this step."""

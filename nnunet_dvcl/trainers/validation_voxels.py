@@ -17,7 +17,7 @@ Forward = Callable[[Tensor], tuple[Tensor, Tensor]]
 class VoxelRows(NamedTuple):
     """What one network makes of V voxels."""
 
-    probabilities: Tensor  # [V, C] float32
+    logits: Tensor  # [V, C] float32
     features: Tensor  # [V, F]
 
 
@@ -26,7 +26,7 @@ class ValidationVoxels:
 
     Args:
         images: [P, channels, *S] patches.
-        labels: [P, *S] int64, the truth; -1 is padding or outside, and never drawn.
+        labels: [P, *S] int64, the truth; -1 (not known, padding or outside) is never drawn.
         number: the voxels to draw, over all patches.
         batch_size: the patches of one forward.
     """
@@ -46,5 +46,5 @@ class ValidationVoxels:
         for images, index in self._batches:
             logits, features = forward(images.to(device))
             index = index.to(device)
-            rows.append((gather_rows(logits, index).float().softmax(-1), gather_rows(features, index).float()))
+            rows.append((gather_rows(logits, index).float(), gather_rows(features, index).float()))
         return VoxelRows(*(torch.cat(part) for part in zip(*rows, strict=True)))

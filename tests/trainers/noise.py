@@ -14,4 +14,4 @@ def noise_step(trainer, progress: float = 0.5) -> Step:
     logits = {name: full_resolution(network(image)) for name, network in trainer.students().items()}
     valid = torch.ones(2, *space, dtype=torch.bool)
     valid[:, :4] = False
-    return Step(image, logits, torch.randint(0, 3, (2, *space)), valid, progress)
+    return Step(image, logits, torch.randint(0, 3, (2, *space)), valid, progress, trainer.labels)

@@ -67,7 +67,8 @@ def test_the_voxels_are_the_unreliable_ones_of_both_networks_with_their_truth(st
     expected, wrong = [], []
     labels = trainer.validation_voxels.labels
     for name, network in trainer.students().items():
-        p, features = trainer.validation_voxels.look(partial(run_with_features, network), trainer.device)
+        logits, features = trainer.validation_voxels.look(partial(run_with_features, network), trainer.device)
+        p = logits.softmax(1)
         entropy = voxel_entropy(p)
         unreliable = entropy > entropy.mean() + 0.5 * entropy.std(correction=0)
         expected.append(trainer.companions[f"head_{name}"](features[unreliable]))

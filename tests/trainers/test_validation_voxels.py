@@ -21,11 +21,11 @@ def make(number=200, batch_size=3, patches=7, shape=(4, 5)):
 def test_rows_and_labels_belong_together(batch_size, shape):
     images, labels, voxels = make(60, batch_size, shape=shape)
     rows = voxels.look(forward, torch.device("cpu"))
-    assert len(rows.features) == len(rows.probabilities) == len(voxels.labels) == 60
-    for p, features, label in zip(*rows, voxels.labels, strict=True):
+    assert len(rows.features) == len(rows.logits) == len(voxels.labels) == 60
+    for logits, features, label in zip(*rows, voxels.labels, strict=True):
         place = (images * 2 == features.view(1, 3, *[1] * len(shape))).all(1).nonzero()[0]
         assert labels[tuple(place)] == label
-        torch.testing.assert_close(p, (features / 2).softmax(-1))
+        torch.testing.assert_close(logits, features / 2)
 
 
 def test_padding_is_never_drawn_and_a_wish_for_more_gets_all():

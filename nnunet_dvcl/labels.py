@@ -1,0 +1,151 @@
+"""What probability, pseudo-label and agreement mean: softmax labels or sigmoid regions.
+
+Logits are volumes [B, C, *S] or rows [N, C]; C, the channels of the network's output, is dimension 1 in both. A class
+map is int64 in [-1, num_classes); -1 stands where the truth is not known: padding, and the ignore label.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from nnunet_dvcl.losses import cross_pseudo_supervision, cross_region_supervision, voxel_entropy
+from nnunet_dvcl.losses.precision import at_least_float32
+
+UNKNOWN = -1
+
+
+class SoftmaxLabels:
+    """Each voxel has one of the labels 0 to C - 1; the network's output goes through a softmax.
+
+    Args:
+        num_classes: C.
+        ignore_label: the value in nnU-Net's label maps that says nothing about a voxel.
+    """
+
+    def __init__(self, num_classes: int, ignore_label: int | None = None):
+        self.num_classes = num_classes
+        self.width = num_classes
+        self.ignore_label = ignore_label
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """p, [B, width, *S] at least float32: p·q of two voxels is their agreement, in [0, 1] (DVCL, Eq. 11-19)."""
+        return at_least_float32(logits).softmax(1)
+
+    def entropy(self, logits: Tensor) -> Tensor:
+        """Eq. 4, [B, *S] in nats, between 0 and log C."""
+        return voxel_entropy(self.probabilities(logits))
+
+    @torch.no_grad()
+    def class_probabilities(self, logits: Tensor) -> Tensor:
+        """[B, num_classes, *S], sums to 1; without graph."""
+        return self.probabilities(logits)
+
+    @torch.no_grad()
+    def predicted(self, logits: Tensor) -> Tensor:
+        """The class map of the highest logit, [B, *S]."""
+        # on a CPU several times faster than argmax over a dimension that is not the last
+        return logits.max(1).indices
+
+    def cross_pseudo_supervision(self, logits_a: Tensor, logits_b: Tensor, valid: Tensor) -> Tensor:
+        """Eq. 2, see `nnunet_dvcl.losses.cross_pseudo_supervision`."""
+        return cross_pseudo_supervision(logits_a, logits_b, valid)
+
+    def of_target(self, target: Tensor) -> Tensor:
+        """The class map of what nnU-Net's loss takes, [B, 1, *S] -> [B, *S]."""
+        return self.of_label_map(target[:, 0])
+
+    def of_label_map(self, label_map: Tensor) -> Tensor:
+        """The class map of a label map of nnU-Net, both [B, *S]."""
+        return label_map.long().masked_fill(_unknown(label_map, self.ignore_label), UNKNOWN)
+
+
+class SigmoidRegions:
+    """A voxel lies in any number of R regions, each a channel of the output that goes through a sigmoid.
+
+    Its class is the label that nnU-Net itself paints: of the regions that hold the voxel, the last one's. Classes are
+    the labels that can be painted, background first, in ascending order.
+
+    Args:
+        regions: nnU-Net's regions, each a label or several.
+        regions_class_order: the label that each region paints, in the order of painting.
+        ignore_label: the value in nnU-Net's label maps that says nothing about a voxel.
+    """
+
+    def __init__(
+        self,
+        regions: Sequence[int | Sequence[int]],
+        regions_class_order: Sequence[int],
+        ignore_label: int | None = None,
+    ):
+        painted = sorted({0, *regions_class_order})
+        self.num_classes = len(painted)
+        self.width = 2 * len(regions)
+        self.ignore_label = ignore_label
+        self._regions = [[region] if isinstance(region, int) else list(region) for region in regions]
+        self._class_of_region = [painted.index(label) for label in regions_class_order]
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """p = concat(s, 1 - s)/√R, [B, width, *S]: p·q of two voxels is the mean agreement over regions, in [0, 1]."""
+        return self._in_and_out(logits) / math.sqrt(len(self._regions))
+
+    def entropy(self, logits: Tensor) -> Tensor:
+        """The mean binary entropy over regions, [B, *S] in nats, between 0 and log 2."""
+        return voxel_entropy(self._in_and_out(logits)) / len(self._regions)
+
+    @torch.no_grad()
+    def class_probabilities(self, logits: Tensor) -> Tensor:
+        """[B, num_classes, *S], sums to 1: how likely each class is painted, regions independent; without graph."""
+        inside, outside = self._in_and_out(logits).chunk(2, 1)
+        likely = torch.zeros_like(inside[:, :1]).repeat_interleave(self.num_classes, 1)
+        not_painted_over = torch.ones_like(inside[:, 0])
+        for region, painted in reversed(list(enumerate(self._class_of_region))):
+            likely[:, painted] += inside[:, region] * not_painted_over
+            not_painted_over = outside[:, region] * not_painted_over
+        likely[:, 0] += not_painted_over
+        return likely
+
+    @torch.no_grad()
+    def predicted(self, logits: Tensor) -> Tensor:
+        """The class map that s > 1/2 paints, [B, *S]."""
+        return self._paint(at_least_float32(logits).sigmoid() > 0.5)
+
+    def cross_pseudo_supervision(self, logits_a: Tensor, logits_b: Tensor, valid: Tensor) -> Tensor:
+        """Eq. 2 for regions, see `nnunet_dvcl.losses.cross_region_supervision`."""
+        return cross_region_supervision(logits_a, logits_b, valid)
+
+    def of_target(self, target: Tensor) -> Tensor:
+        """The class map of what nnU-Net's loss takes, [B, R, *S] and a last channel for the ignore label -> [B, *S].
+
+        Exact for every label that nnU-Net can paint; another one gets the class that its regions paint.
+        """
+        inside, ignored = target.bool().tensor_split([len(self._regions)], 1)
+        return self._paint(inside).masked_fill(ignored.any(1), UNKNOWN)
+
+    def of_label_map(self, label_map: Tensor) -> Tensor:
+        """The class map of a label map of nnU-Net, both [B, *S]."""
+        inside = [torch.isin(label_map, torch.tensor(region, device=label_map.device)) for region in self._regions]
+        return self._paint(torch.stack(inside, 1)).masked_fill(_unknown(label_map, self.ignore_label), UNKNOWN)
+
+    def _in_and_out(self, logits: Tensor) -> Tensor:
+        """concat(s, 1 - s), [B, 2R, *S]."""
+        logits = at_least_float32(logits)
+        return torch.cat((logits.sigmoid(), (-logits).sigmoid()), 1)
+
+    def _paint(self, inside: Tensor) -> Tensor:
+        """[B, R, *S] bool -> [B, *S] int64."""
+        classes = torch.zeros_like(inside[:, 0], dtype=torch.int64)
+        for region, painted in zip(inside.unbind(1), self._class_of_region, strict=True):
+            classes.masked_fill_(region, painted)
+        return classes
+
+
+Labels = SoftmaxLabels | SigmoidRegions
+
+
+def _unknown(label_map: Tensor, ignore_label: int | None) -> Tensor:
+    unknown = label_map < 0
+    return unknown if ignore_label is None else unknown | (label_map == ignore_label)
