@@ -57,6 +57,13 @@ FORBIDDEN = {
     "losses": ("nnunetv2", "nnunet_dvcl.memory", "nnunet_dvcl.data", "nnunet_dvcl.trainers", "nnunet_dvcl.discovery"),
     "memory": ("nnunetv2", "nnunet_dvcl.losses", "nnunet_dvcl.data", "nnunet_dvcl.trainers", "nnunet_dvcl.discovery"),
     "sampling.py": ("nnunetv2", "nnunet_dvcl.data", "nnunet_dvcl.trainers", "nnunet_dvcl.discovery"),
+    "labels.py": (
+        "nnunetv2",
+        "nnunet_dvcl.memory",
+        "nnunet_dvcl.data",
+        "nnunet_dvcl.trainers",
+        "nnunet_dvcl.discovery",
+    ),
     "data": ("nnunet_dvcl.trainers", "nnunet_dvcl.discovery"),
     "trainers": ("nnunet_dvcl.discovery",),
 }
