@@ -41,6 +41,7 @@ def test_the_logging_page_gives_the_reasons_for_zero(start):
     assert f"WARNING: ssl/hqcl was 0 for the whole epoch: {trainer.why_zero('hqcl')}." in page
 
 
+@pytest.mark.parametrize("label_mode", ["labels", "regions + ignore"])
 def test_the_example_of_a_method_trains(start, tmp_path):
     (example,) = re.findall(r"^```python\n(.*?)^```", (DOCS / "how-to/add-a-method.md").read_text(), re.DOTALL | re.M)
     namespace = {"__name__": __name__}

@@ -12,7 +12,11 @@ from nnunet_dvcl.networks import last_segmentation_layer
 from nnunet_dvcl.trainers.nnUNetTrainerCPS_HqCL import Voxels
 from nnunet_dvcl.trainers.step import Step, Term
 
-CPS_MODULE = importlib.import_module("nnunet_dvcl.losses.cross_pseudo_supervision")  # its name is the function's too
+# the names of the modules are the functions' too
+CPS_MODULES = [
+    importlib.import_module(f"nnunet_dvcl.losses.{name}")
+    for name in ("cross_pseudo_supervision", "cross_region_supervision")
+]
 
 A, B = {"A", "last layer of A"}, {"B", "last layer of B"}
 PREDICTIONS = A | B
@@ -76,7 +80,8 @@ def _observe(trainer, monkeypatch) -> Observed:
 
     supervised, cps, terms, selected, stored, steps = [], [], [], [], [], []
     _keep(monkeypatch, trainer, "loss", supervised)
-    _keep(monkeypatch, CPS_MODULE, "_pseudo_supervision", cps)
+    for module in CPS_MODULES:
+        _keep(monkeypatch, module, "_pseudo_supervision", cps)
     _keep(monkeypatch, trainer, "ssl_terms", terms)
     if "bank" in trainer.memory:
         _keep(monkeypatch, trainer, "_select", selected)
@@ -131,24 +136,36 @@ def _voxels_reached(observed: Observed, name: str, term: Tensor) -> Tensor:
 def _voxels_named(observed: Observed, name: str, kind: str) -> Tensor:
     """[B, *S] bool, labeled patches first."""
     step, voxels = observed.step, observed.voxels
-    no_label, no_unlabeled = torch.zeros_like(step.target, dtype=torch.bool), torch.zeros_like(step.valid)
+    no_unlabeled = torch.zeros_like(step.valid)
     if kind == "labeled":
-        return torch.cat((~no_label, no_unlabeled))
-    if kind == "unlabeled":
-        return torch.cat((no_label, step.valid))
+        return torch.cat((step.target >= 0, no_unlabeled))
     if kind == "contrasted":
         return (voxels[name].anchors >= 0) | torch.cat((voxels[name].mistaken >= 0, no_unlabeled))
-    if kind == "unreliable":
-        return torch.cat((no_label, voxels[name].unreliable))
-    return torch.cat((no_label, voxels["A"].unreliable | voxels["B"].unreliable))
+    named = torch.cat((torch.zeros_like(step.target, dtype=torch.bool), no_unlabeled))
+    if kind == "unlabeled":
+        of_patches = step.unlabeled
+    elif kind == "unreliable":
+        of_patches = voxels[name].unreliable
+    else:
+        of_patches = voxels["A"].unreliable | voxels["B"].unreliable
+    named[len(named) - len(of_patches) :] = of_patches
+    return named
 
 
 @pytest.mark.parametrize(
-    ("name", "configuration"), [(name, "2d_tiny") for name in TABLE] + [("CPS", "3d_tiny"), ("DVCL", "3d_tiny")]
+    ("name", "configuration", "label_mode", "ignored_as_unlabeled"),
+    [
+        *((name, "2d_tiny", "labels", True) for name in TABLE),
+        *((name, "3d_tiny", "labels", True) for name in ("CPS", "DVCL")),
+        *(("DVCL", "2d_tiny", mode, on) for mode in ("ignore", "regions + ignore") for on in (True, False)),
+        *((name, "2d_tiny", "regions + ignore", True) for name in ("DVCL_SimCLR", "CL_VCL")),
+    ],
 )
-def test_what_each_term_reaches(start, monkeypatch, name, configuration):
-    trainer = start(getattr(trainers, f"nnUNetTrainer{name}"), configuration)
+def test_what_each_term_reaches(start, monkeypatch, name, configuration, label_mode, ignored_as_unlabeled):
+    trainer = start(getattr(trainers, f"nnUNetTrainer{name}"), configuration, ignored_as_unlabeled=ignored_as_unlabeled)
     observed = _observe(trainer, monkeypatch)
+    ignored = observed.step.target < 0
+    assert ignored.any() == ("ignore" in label_mode)
     assert {term: _reached(trainer, value) for term, value in observed.terms.items()} == {
         term: modules for term, (modules, _) in TABLE[name].items()
     }
@@ -161,6 +178,8 @@ def test_what_each_term_reaches(start, monkeypatch, name, configuration):
             assert not (touched & ~named).any(), f"{term} reaches voxels of {network} that are not {kind}"
             assert not (touched[observed.step.num_labeled :] & ~observed.step.valid).any(), f"{term} reaches padding"
             assert touched.any() == (network in modules), term
+            if not ignored_as_unlabeled:
+                assert not touched[: observed.step.num_labeled][ignored].any(), f"{term} reaches the ignore label"
 
 
 @pytest.mark.parametrize("name", [name for name in TABLE if name != "CPS"])

@@ -44,14 +44,25 @@ def _state(trainer) -> dict[str, torch.Tensor]:
     return {key: value.clone() for key, value in state.items()}
 
 
-CONTRACT = [(method, "3d_tiny", True) for method in METHODS] + [
-    (method, configuration, deep_supervision)
-    for method in (nnUNetTrainerCPS, nnUNetTrainerDVCL)
-    for configuration, deep_supervision in (("3d_tiny", False), ("2d_tiny", True), ("2d_tiny", False))
+CONTRACT = [
+    *((method, "3d_tiny", True, "labels") for method in METHODS),
+    *((method, "2d_tiny", True, "regions + ignore") for method in METHODS),
+    *(
+        (method, *variant)
+        for method in (nnUNetTrainerCPS, nnUNetTrainerDVCL)
+        for variant in (
+            ("3d_tiny", False, "labels"),
+            ("2d_tiny", True, "labels"),
+            ("2d_tiny", False, "labels"),
+            ("2d_tiny", True, "ignore"),
+            ("2d_tiny", False, "regions"),
+            ("3d_tiny", True, "regions + ignore"),
+        )
+    ),
 ]
 
 
-@pytest.mark.parametrize(("method", "configuration", "deep_supervision"), CONTRACT)
+@pytest.mark.parametrize(("method", "configuration", "deep_supervision", "label_mode"), CONTRACT)
 def test_contract(build_trainer, method, configuration, deep_supervision):
     trainer = build_trainer(method, configuration, optimizer="adamw", initial_lr=0.005, num_iterations_per_epoch=13)
     trainer.enable_deep_supervision = deep_supervision
@@ -69,7 +80,10 @@ def test_contract(build_trainer, method, configuration, deep_supervision):
         assert any(g.abs().sum() > 0 for g in grads)
 
 
-@pytest.mark.parametrize("method", METHODS)
+ALSO_IN_REGIONS = [(method, "labels") for method in METHODS] + [(nnUNetTrainerDVCL, "regions + ignore")]
+
+
+@pytest.mark.parametrize(("method", "label_mode"), ALSO_IN_REGIONS)
 def test_resume_restores_everything(build_trainer, method, tmp_path):
     before = build_trainer(method)
     before.on_train_start()
@@ -99,7 +113,7 @@ def test_resume_restores_everything(build_trainer, method, tmp_path):
     assert all(torch.equal(value, _state(after)[key]) for key, value in _state(before).items())
 
 
-@pytest.mark.parametrize("method", [nnUNetTrainerSupervised, *METHODS])
+@pytest.mark.parametrize(("method", "label_mode"), [(nnUNetTrainerSupervised, "labels"), *ALSO_IN_REGIONS])
 def test_plain_nnunet_loads_network_a(start, tmp_path, method, tiny_dataset):
     trainer = start(method)
     trainer.train_step(next(trainer.dataloader_train))
@@ -107,7 +121,8 @@ def test_plain_nnunet_loads_network_a(start, tmp_path, method, tiny_dataset):
     checkpoint = torch.load(tmp_path / "checkpoint.pth", weights_only=False)
     assert checkpoint["trainer_name"] == "nnUNetTrainer"
     plans_manager, configuration_manager = tiny_dataset.managers()
-    network = nnUNetTrainer.build_network_architecture(plans_manager, configuration_manager, 1, 3, False)
+    num_heads = plans_manager.get_label_manager(tiny_dataset.dataset_json).num_segmentation_heads
+    network = nnUNetTrainer.build_network_architecture(plans_manager, configuration_manager, 1, num_heads, False)
     network.load_state_dict(checkpoint["network_weights"])
     assert [p.name for p in tmp_path.glob("checkpoint*")] == ["checkpoint.pth"]
 
@@ -192,27 +207,11 @@ def test_nnunets_loss_curve_is_the_supervised_loss_of_a(start):
     assert output["loss"] == output["supervised_A"]
 
 
-@pytest.mark.parametrize(("case", "name"), [("regions", "regions"), ("ignore", "ignore label"), ("ddp", "GPU")])
-def test_what_is_not_supported_yet_says_so(build_trainer, case, name):
+@pytest.mark.parametrize(("attribute", "name"), [("is_cascaded", "cascade"), ("is_ddp", "GPU")])
+def test_what_is_not_supported_yet_says_so(build_trainer, attribute, name):
     trainer = build_trainer(nnUNetTrainerDVCL)
-    if case == "regions":
-        labels = {"background": 0, "whole": [1, 2], "small": [2]}
-        trainer.label_manager = trainer.plans_manager.get_label_manager(
-            {"labels": labels, "regions_class_order": [1, 2]}
-        )
-    elif case == "ignore":
-        labels = {"background": 0, "large": 1, "small": 2, "ignore": 3}
-        trainer.label_manager = trainer.plans_manager.get_label_manager({"labels": labels})
-    else:
-        trainer.is_ddp = True
+    setattr(trainer, attribute, True)
     with pytest.raises(NotImplementedError, match=name):
-        trainer.initialize()
-
-
-def test_a_cascade_says_so(build_trainer):
-    trainer = build_trainer(nnUNetTrainerCPS)
-    trainer.is_cascaded = True
-    with pytest.raises(NotImplementedError, match="cascade"):
         trainer.initialize()
 
 
