@@ -16,7 +16,12 @@ TRAINING = {
     "num_val_iterations_per_epoch": 50,
     "seed": None,
 }
-SSL = TRAINING | {"unlabeled_batch_size": None, "consistency_weight": 0.1, "rampup_fraction": 1.0}
+SSL = TRAINING | {
+    "unlabeled_batch_size": None,
+    "consistency_weight": 0.1,
+    "rampup_fraction": 1.0,
+    "ignored_as_unlabeled": True,
+}
 CPS = SSL | {"independent_intensities": False}
 DVCL = CPS | {
     "contrastive_weight": 0.1,
@@ -61,7 +66,12 @@ def test_the_defaults_are_nnunets_and_the_papers(config, defaults):
 
 def test_every_key_can_be_overridden():
     other = {key: value * 0.5 if key in REAL else 100 for key, value in DVCL.items() if key != "optimizer"}
-    other |= {"optimizer": "adamw", "queue_capacity": 200, "independent_intensities": True}
+    other |= {
+        "optimizer": "adamw",
+        "queue_capacity": 200,
+        "independent_intensities": True,
+        "ignored_as_unlabeled": False,
+    }
     assert asdict(from_ssl(other)) == other
 
 
@@ -115,12 +125,13 @@ def test_whole_numbers_from_0(key, value):
     assert f"ssl.{key} is {value!r}, expected a whole number of at least 0" in str(error.value)
 
 
+@pytest.mark.parametrize("key", ["independent_intensities", "ignored_as_unlabeled"])
 @pytest.mark.parametrize("value", [0, 1, 2.0, "true", None, [True], {}])
-def test_true_or_false(value):
-    assert from_ssl({"independent_intensities": True}).independent_intensities is True
+def test_true_or_false(key, value):
+    assert [getattr(from_ssl({key: flag}), key) for flag in (True, False)] == [True, False]
     with pytest.raises(UserError) as error:
-        from_ssl({"independent_intensities": value})
-    assert f"ssl.independent_intensities is {value!r}, expected true or false" in str(error.value)
+        from_ssl({key: value})
+    assert f"ssl.{key} is {value!r}, expected true or false" in str(error.value)
 
 
 @pytest.mark.parametrize("key", REAL)

@@ -111,6 +111,28 @@ def test_a_model_is_exported_and_installed_elsewhere(after_training, predicted, 
     assert elsewhere.predict("3d_short", tmp_path / "there") == predicted["3d_short"]
 
 
+def test_regions_and_an_ignore_label(tiny_originals, without_plugin, tmp_path):
+    """From the first command to a prediction without the plugin."""
+    commands = Commands(tiny_originals("regions + ignore")).copy(tmp_path / "regions")
+    commands.tiny.results.mkdir()
+    commands.tiny.write_splits(FOLD_0)
+    commands.configure("2d_short", "2d_tiny")
+    output = commands.train("2d_short")
+    assert "was 0 for the whole epoch" not in output
+    checkpoint = commands.checkpoint("2d_short")
+    assert checkpoint["trainer_name"] == "nnUNetTrainer"
+    memory = checkpoint["ssl_state"]["memory"]
+    assert memory["queue.probabilities_rows"].shape[1] == 2 * 2
+    assert len(memory["bank.features"]) == 3
+    summary = json.loads((commands.model("2d_short") / "fold_0/validation/summary.json").read_text())
+    assert summary["mean"].keys() == {"(1, 2)", "2"} or summary["mean"].keys() == {"(1, 2)", "(2,)"}
+
+    alone = without_plugin(commands).predict("2d_short", tmp_path / "alone")
+    assert alone.keys() == {f"{scan}.nii.gz" for scan in commands.tiny.scans}
+    for name in alone:
+        assert set(np.unique(sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "alone" / name))))) <= {0, 1, 2}
+
+
 def test_validation_alone_writes_its_files_again(after_training):
     validation = after_training.model("3d_short") / "fold_0/validation"
     first = {file.name: file.read_bytes() for file in validation.glob("*.nii.gz")}
