@@ -108,14 +108,25 @@ def _registration() -> dict[str, str]:
     return {"PYTHONPATH": str(ROOT), "nnUNet_extTrainer": str(ROOT / "nnunet_dvcl" / "discovery")}
 
 
-@pytest.fixture(scope="session")
-def _untrained(_tiny_original, tmp_path_factory) -> Commands:
-    commands = Commands(_tiny_original).copy(tmp_path_factory.mktemp("end_to_end") / "untrained")
+def _copy_to_train(tiny, root: Path) -> Commands:
+    commands = Commands(tiny).copy(root)
     commands.tiny.results.mkdir()
     commands.tiny.write_splits(FOLD_0)
-    commands.configure("3d_short")
     commands.configure("2d_short", "2d_tiny")
     return commands
+
+
+@pytest.fixture(scope="session")
+def _untrained(_tiny_original, tmp_path_factory) -> Commands:
+    commands = _copy_to_train(_tiny_original, tmp_path_factory.mktemp("end_to_end") / "untrained")
+    commands.configure("3d_short")
+    return commands
+
+
+@pytest.fixture
+def regions_and_ignore(tiny_originals, tmp_path: Path) -> Commands:
+    """A data set with regions and an ignore label, with 2d_short configured."""
+    return _copy_to_train(tiny_originals("regions + ignore"), tmp_path / "regions")
 
 
 @pytest.fixture(scope="session")
