@@ -5,10 +5,10 @@ from functools import partial
 
 import pytest
 import torch
-from naive_pseudo_labels import naive_entropy, naive_split
+from naive_pseudo_labels import naive_cps, naive_entropy, naive_split
 from noise import noise_step
 
-from nnunet_dvcl.losses import complementary_label_contrast
+from nnunet_dvcl.losses import complementary_label_contrast, cross_region_supervision
 from nnunet_dvcl.networks import run_with_features
 from nnunet_dvcl.sampling import gather_rows
 from nnunet_dvcl.trainers import nnUNetTrainerCL_VCL, nnUNetTrainerCPS, nnUNetTrainerDVCL
@@ -103,6 +103,23 @@ def test_the_roles_of_ignored_voxels(start, label_mode, ignored_as_unlabeled):
         assert step.statistics[f"threshold_{name}"] == pytest.approx(threshold, rel=1e-5)
         assert step.statistics[f"unreliable_{name}"] == pytest.approx(sum(unreliable) / sum(unlabeled))
         assert any(reliable[: len(y)]) == any(unreliable[: len(y)]) == ignored_as_unlabeled
+
+
+@pytest.mark.parametrize("ignored_as_unlabeled", [True, False])
+@pytest.mark.parametrize(
+    ("label_mode", "loss"), [("ignore", naive_cps), ("regions + ignore", cross_region_supervision)]
+)
+def test_pseudo_labels_of_ignored_voxels(start, label_mode, loss, ignored_as_unlabeled):
+    """Eq. 2 and the share of agreement, over the unlabeled voxels and the ignored ones."""
+    trainer = start(nnUNetTrainerCPS, "2d_tiny", ignored_as_unlabeled=ignored_as_unlabeled)
+    step = _half_ignored(trainer)
+    unlabeled = torch.cat((step.target == -1, step.valid))
+    unlabeled[:2] &= ignored_as_unlabeled
+    a, b = (logits.detach() for logits in step.logits.values())
+    value = trainer.ssl_terms(step)["cps"].value
+    assert value.item() == pytest.approx(float(loss(a.double(), b.double(), unlabeled)), rel=1e-5)
+    agree = step.predicted("A") == step.predicted("B")
+    assert step.statistics["agreement"] == pytest.approx(agree[unlabeled].float().mean().item())
 
 
 @pytest.mark.parametrize("ignored_as_unlabeled", [True, False])
