@@ -10,11 +10,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from nnunetv2.utilities.file_path_utilities import convert_identifier_to_trainer_plans_config
+from nnunetv2.paths import nnUNet_results
+from nnunetv2.utilities.file_path_utilities import convert_identifier_to_trainer_plans_config, get_output_folder
 
+from nnunet_dvcl.data.folders import find_plans_file
 from nnunet_dvcl.errors import UserError
 
-NEWEST_FIRST = ("checkpoint_final.pth", "checkpoint_latest.pth", "checkpoint_best.pth")
+BEST, LAST = ("checkpoint_best.pth",), ("checkpoint_final.pth", "checkpoint_latest.pth")
+NEWEST_FIRST = (*LAST, *BEST)
 
 
 class TrainedFold(NamedTuple):
@@ -68,6 +71,40 @@ def find_folds(result_folder: str) -> list[TrainedFold]:
         return trained
     where = "" if is_fold else " in a folder fold_X"
     raise UserError(f"{result_folder} has no checkpoint: expected one of {', '.join(NEWEST_FIRST)}{where}.")
+
+
+def find_trained(dataset_name_or_id: str, trainer: str, plans: str, configuration: str, fold: int | str) -> TrainedFold:
+    """The result folder of a training, named as for nnU-Net's commands.
+
+    Raises:
+        UserError: no such data set or plans, or it is not trained; gives the command that trains it.
+    """
+    dataset = basename(dirname(find_plans_file(dataset_name_or_id, plans)))
+    if not nnUNet_results.is_set():
+        raise UserError("The environment variable nnUNet_results is not set. Let it name the folder of trained models.")
+    trained = TrainedFold.at(get_output_folder(dataset, trainer, plans, configuration, fold))
+    if trained.newest_checkpoint() is None:
+        options = "" if plans == "nnUNetPlans" else f" -p {plans}"
+        raise UserError(
+            f"{trained.folder} has no checkpoint: train {trainer} first, with "
+            f"nnUNetv2_train {dataset_name_or_id} {configuration} {fold} -tr {trainer}{options}"
+        )
+    return trained
+
+
+def choose_checkpoints(trained: TrainedFold, wanted: Sequence[str]) -> list[str]:
+    """The wanted files, or the best and the last; ``UserError`` where one is not there."""
+    choices = [(name if name.endswith(".pth") else f"{name}.pth",) for name in wanted] or [BEST, LAST]
+    chosen = []
+    for names in choices:
+        there = [name for name in names if isfile(join(trained.folder, name))]
+        if not there:
+            saved = [name for name in NEWEST_FIRST if isfile(join(trained.folder, name))]
+            raise UserError(
+                f"{trained.folder} has no {' or '.join(names)}. It has {', '.join(saved)}: choose with -chk."
+            )
+        chosen.append(there[0])
+    return chosen
 
 
 def load_checkpoint(file: str) -> dict:
