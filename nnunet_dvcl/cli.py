@@ -107,19 +107,22 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--name", required=True, help="name of the new configuration")
     command.add_argument("assignments", nargs="+", metavar="KEY=VALUE", help="e.g. batch_size=2 ssl.num_epochs=20")
 
-    pictures = add("plot", None, "draw curves of trainings or features of voxels, as PNG, SVG and CSV").add_subparsers(
-        title="pictures", metavar="PICTURE", required=True
-    )
+    command = add("plot", None, "draw curves of trainings, or features of voxels")
+    pictures = command.add_subparsers(title="pictures", metavar="PICTURE", required=True)
 
-    command = add("curves", _plot_curves, "pseudo Dice and logged values over training, several trainers", pictures)
+    command = add("curves", _plot_curves, "pseudo Dice and logged values of several trainings", pictures)
     command.add_argument("folders", nargs="+", metavar="RESULT_FOLDER", help="a trained model's folder, or a fold's")
     add_output_folder(command)
 
-    command = add("features", _plot_features, "t-SNE of reliable and unreliable voxels by their true organ", pictures)
+    command = add(
+        "features", _plot_features, "features of reliable and unreliable voxels, by t-SNE and true organ", pictures
+    )
     add_plan_options(command, help="configuration, e.g. 3d_fullres")
     command.add_argument("-f", metavar="FOLD", type=_fold, required=True, help="a number, or all")
     command.add_argument("-tr", metavar="TRAINER", nargs="+", required=True, help="one or more trained trainers")
-    command.add_argument("--cases", metavar="CASE", nargs="+", default=[], help="labeled cases (4 of the validation)")
+    command.add_argument(
+        "--cases", metavar="CASE", nargs="+", default=[], help="labeled cases (the first 4 of validation)"
+    )
     command.add_argument("-chk", metavar="FILE", nargs="+", default=[], help="checkpoints (the best and the last)")
     command.add_argument("-device", choices=("cpu", "cuda", "mps"), help="a GPU where there is one")
     command.add_argument("--voxels", metavar="N", type=_positive_int, default=2000, help="in a panel (%(default)s)")
