@@ -11,7 +11,7 @@ from matplotlib.figure import Figure, SubFigure
 from matplotlib.ticker import MaxNLocator
 
 from nnunet_dvcl.errors import UserError
-from nnunet_dvcl.plots.figures import curve_styles, draw_curve, plain_style, save_picture
+from nnunet_dvcl.plots.figures import curve_styles, draw_curve, plain_style, save_picture, set_log_scale
 from nnunet_dvcl.plots.panels import Panel, group
 from nnunet_dvcl.plots.results import TrainedFold, distinct_labels, find_folds, load_checkpoint
 
@@ -133,7 +133,7 @@ def _plot_panel(part: SubFigure, panel: Panel, keys: Sequence[str], trainings: S
         axes.set_title(key)
         axes.set_ylabel(panel.axis)
         if panel.log_scale:
-            axes.set_yscale("log")
+            set_log_scale(axes)
 
 
 def _size(count: int) -> tuple[float, float]:

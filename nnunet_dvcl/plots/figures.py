@@ -13,6 +13,7 @@ from pathlib import Path
 from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9")
 """Okabe and Ito's, which color-blind readers tell apart; without yellow, which is invisible on white."""
@@ -39,6 +40,14 @@ def draw_curve(axes: Axes, values: Sequence[float], label: str, **look) -> None:
     """One value an epoch; nan leaves a gap."""
     markers = 1 if len(values) < _FEW_EPOCHS else len(values) // 10
     axes.plot(range(len(values)), values, label=label, markevery=markers, **look)
+
+
+def set_log_scale(axes: Axes) -> None:
+    """A logarithmic y axis with few and plain numbers, also where it spans less than a decade."""
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_locator(NullLocator())
 
 
 def save_image(figure: Figure, file: str | os.PathLike, dpi: int) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from matplotlib.figure import Figure
 
-from nnunet_dvcl.plots.figures import plain_style, save_image
+from nnunet_dvcl.plots.figures import plain_style, save_image, set_log_scale
 from nnunet_dvcl.plots.panels import group
 
 
@@ -23,7 +23,7 @@ def plot_progress(logged: dict[str, list[float]], filename: str) -> None:
             for key in keys:
                 axes.plot(range(len(logged[key])), logged[key], label=key, marker="." if len(logged[key]) < 30 else "")
             if panel.log_scale:
-                axes.set_yscale("log")
+                set_log_scale(axes)
             axes.set_title(panel.title, loc="left", fontsize="medium")
             axes.grid(alpha=0.3)
             axes.legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
