@@ -25,7 +25,7 @@ def numbered_case(shape) -> Case:
 def test_each_voxel_is_shown_once_and_padding_never(shape, patch_size):
     case = numbered_case(shape)
     shown = []
-    for tile in tiles("a", case, patch_size, 2):
+    for tile in list(tiles("a", case, patch_size, 2)):
         assert tile.case == "a"
         assert tile.image.shape == (len(tile.truth), 2, *patch_size)
         assert len(tile.image) <= (2 if len(patch_size) == 2 else 1)

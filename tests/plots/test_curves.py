@@ -50,7 +50,8 @@ def same(values, expected):
 
 def test_one_panel_an_organ_and_one_curve_a_trainer(train, draw, figures):
     other = {"liver": [0.2, 0.3], "spleen": [0.3, 0.1], "mean": [0.25, 0.2]}
-    dice = draw(train(), train("nnUNetTrainerCPS", logging=logging_of(other)))["curves_dice"]
+    cps = train("nnUNetTrainerCPS", logging=logging_of(other))
+    dice = draw(train(), cps / "fold_0", cps)["curves_dice"]
     assert list(dice) == ["liver", "spleen", "mean"], "in the order of the labels' values, as nnU-Net's Dice"
     for organ, curves in dice.items():
         assert list(curves) == ["DVCL", "CPS"]
