@@ -58,6 +58,7 @@ FORBIDDEN = {
     "memory": ("nnunetv2", "nnunet_dvcl.losses", "nnunet_dvcl.data", "nnunet_dvcl.trainers", "nnunet_dvcl.discovery"),
     "sampling.py": ("nnunetv2", "nnunet_dvcl.data", "nnunet_dvcl.trainers", "nnunet_dvcl.discovery"),
     "data": ("nnunet_dvcl.trainers", "nnunet_dvcl.discovery"),
+    "plots": ("nnunet_dvcl.trainers", "nnunet_dvcl.discovery"),
     "trainers": ("nnunet_dvcl.discovery",),
 }
 
