@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from nnunet_dvcl.errors import UserError
 from nnunet_dvcl.losses import voxel_entropy
-from nnunet_dvcl.networks import last_segmentation_layer
+from nnunet_dvcl.networks import last_segmentation_layer, run_with_features
 from nnunet_dvcl.plots.cases import Case, Tile, tiles, windows
 from nnunet_dvcl.sampling import draw_per_class, gather_rows, split_by_entropy
 
@@ -42,24 +42,21 @@ class FeatureNetwork:
     """
 
     def __init__(self, network: nn.Module, head: nn.Module | None, device: torch.device):
+        last_segmentation_layer(network)  # there has to be one
         self.network = network.to(device).eval()
         self.head = (head or nn.Identity()).to(device).eval()
         self.device = device
-        self._decoder_features: Tensor | None = None
-        last_segmentation_layer(network).register_forward_pre_hook(self._keep)
-
-    def _keep(self, layer: nn.Module, inputs: tuple) -> None:
-        self._decoder_features = inputs[0]
 
     def classify(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """Predicted classes int64 and entropy [nats] float32, [B, *P] each, on the CPU."""
-        probabilities = self.network(image.to(self.device)).float().softmax(1)
+        logits, _ = run_with_features(self.network, image.to(self.device))
+        probabilities = logits.float().softmax(1)
         return probabilities.argmax(1).cpu(), voxel_entropy(probabilities).cpu()
 
     def features(self, image: Tensor, voxels: Tensor) -> Tensor:
         """Features [n, d] float32 on the CPU of n voxels, given as indices into the B·prod(P) voxels."""
-        self.network(image.to(self.device))
-        return self.head(gather_rows(self._decoder_features, voxels.to(self.device)).float()).cpu()
+        _, features = run_with_features(self.network, image.to(self.device))
+        return self.head(gather_rows(features, voxels.to(self.device)).float()).cpu()
 
 
 @torch.inference_mode()
