@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from nnunet_dvcl.losses.precision import at_least_float32, full_precision
 
+
 class Neighborhoods(NamedTuple):
     """What `find_neighborhoods` finds for Q queries; indices are rows of the candidates, nearest first."""
 
