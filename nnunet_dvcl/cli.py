@@ -29,7 +29,7 @@ def _configure(args: argparse.Namespace) -> int:
 def _plot_curves(args: argparse.Namespace) -> int:
     from nnunet_dvcl.plots.curves import plot_curves
 
-    plot_curves(args.folders, args.o)
+    plot_curves(args.folders, args.o, args.keys)
     return 0
 
 
@@ -112,6 +112,9 @@ def _parser() -> argparse.ArgumentParser:
 
     command = add("curves", _plot_curves, "pseudo Dice and logged values of several trainings", pictures)
     command.add_argument("folders", nargs="+", metavar="RESULT_FOLDER", help="a trained model's folder, or a fold's")
+    command.add_argument(
+        "--keys", metavar="KEY", nargs="+", default=["*"], help="logged values to draw, e.g. dvcl 'val_*' (all)"
+    )
     add_output_folder(command)
 
     command = add(

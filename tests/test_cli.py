@@ -127,7 +127,12 @@ def test_plot_curves(fake):
     calls = fake("nnunet_dvcl.plots.curves", "plot_curves")
     assert main(["plot", "curves", "a"]) == 0
     assert main(["plot", "curves", "a", "b/fold_0", "-o", "elsewhere"]) == 0
-    assert calls == [(["a"], "./nnunet_dvcl_plots"), (["a", "b/fold_0"], "elsewhere")]
+    assert main(["plot", "curves", "a", "--keys", "cps", "val_*"]) == 0
+    assert calls == [
+        (["a"], "./nnunet_dvcl_plots", ["*"]),
+        (["a", "b/fold_0"], "elsewhere", ["*"]),
+        (["a"], "./nnunet_dvcl_plots", ["cps", "val_*"]),
+    ]
 
 
 def test_plot_features(fake):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
@@ -43,7 +44,7 @@ class Training:
         return ((*names, key, organ, epoch, float(value)) for epoch, value in enumerate(values))
 
 
-def plot_curves(result_folders: Sequence[str], output_folder: str) -> None:
+def plot_curves(result_folders: Sequence[str], output_folder: str, keys: Sequence[str] = ("*",)) -> None:
     """Draws what was logged in several trainings side by side, one curve a trained fold.
 
     Writes ``curves_dice`` (a panel an organ and one of the mean) and, where a trainer of this package logged any,
@@ -52,17 +53,27 @@ def plot_curves(result_folders: Sequence[str], output_folder: str) -> None:
     Args:
         result_folders: of trained models, with all their folds, or of single folds.
         output_folder: made where it does not exist.
+        keys: which logged values ``curves_ssl`` shows: names without "ssl/", or patterns as in file names.
 
     Raises:
-        UserError: a folder is no trained model's, or the models have different organs.
+        UserError: a folder is no trained model's, the models have different organs, or no logged value has such a key.
     """
     trainings = _read(result_folders)
+    logged = list(dict.fromkeys(key for training in trainings for key in training.ssl()))
+    chosen = _choose(keys, logged)
     with plain_style():
         _plot_dice(trainings, output_folder)
-        if any(training.ssl() for training in trainings):
-            _plot_ssl(trainings, output_folder)
+        if chosen:
+            _plot_ssl(trainings, chosen, output_folder)
         else:
             print("No curves_ssl: none of these trainings logged a value of nnunet_dvcl.")
+
+
+def _choose(patterns: Sequence[str], logged: Sequence[str]) -> list[str]:
+    for pattern in patterns:
+        if logged and not any(fnmatchcase(key, pattern) for key in logged):
+            raise UserError(f"No logged value is named {pattern}. There are: {', '.join(logged)}.")
+    return [key for key in logged if any(fnmatchcase(key, pattern) for pattern in patterns)]
 
 
 def _read(result_folders: Sequence[str]) -> list[Training]:
@@ -109,8 +120,8 @@ def _plot_dice(trainings: Sequence[Training], folder: str) -> None:
     save_picture(figure, folder, "curves_dice", HEADER, rows)
 
 
-def _plot_ssl(trainings: Sequence[Training], folder: str) -> None:
-    panels = group(key for training in trainings for key in training.ssl())
+def _plot_ssl(trainings: Sequence[Training], keys: Sequence[str], folder: str) -> None:
+    panels = group(keys)
     heights = [_size(len(keys))[1] + 0.3 for keys in panels.values()]  # and the title
     figure = Figure(figsize=(_size(_COLUMNS)[0], sum(heights)), layout="constrained")
     parts = figure.subfigures(len(panels), height_ratios=heights, squeeze=False)[:, 0]
@@ -121,6 +132,7 @@ def _plot_ssl(trainings: Sequence[Training], folder: str) -> None:
         row
         for training in trainings
         for key, values in training.ssl().items()
+        if key in keys
         for row in training.rows(f"{SSL}{key}", "", values)
     ]
     save_picture(figure, folder, "curves_ssl", HEADER, rows)

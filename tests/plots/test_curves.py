@@ -34,9 +34,9 @@ def draw(tmp_path, figures):
     def curves(axes) -> dict[str, list[float]]:
         return {line.get_label(): list(line.get_ydata()) for line in axes.get_lines()}
 
-    def plot(*folders):
+    def plot(*folders, **options):
         del figures[:]
-        plot_curves([str(folder) for folder in folders], str(tmp_path / "out"))
+        plot_curves([str(folder) for folder in folders], str(tmp_path / "out"), **options)
         names = sorted(path.stem for path in (tmp_path / "out").glob("*.png"))
         drawn = zip(names, figures[::2], strict=True)
         return {name: {axes.get_title(): curves(axes) for axes in figure.axes} for name, figure in drawn}
@@ -105,6 +105,14 @@ def test_the_tables_hold_all_values(train, draw, table, tmp_path):
     assert len(rows) == 3 * 3 + 1
     assert {**cps, "key": "ssl/cps", "organ": "", "epoch": "0", "value": "0.5"} in rows
     assert {**dvcl, "key": "ssl/gradient_cps", "organ": "", "epoch": "2", "value": "100.0"} in rows
+
+
+def test_keys_choose_what_is_drawn(train, draw, tmp_path, table):
+    drawn = draw(train(), keys=["cps", "gradient_*"])["curves_ssl"]
+    assert list(drawn) == ["cps", "gradient_cps"]
+    assert {row["key"] for row in table(tmp_path / "out/curves_ssl.csv")} == {"ssl/cps", "ssl/gradient_cps"}
+    with pytest.raises(UserError, match=r"No logged value is named valid_\*\. There are: .*cps.*"):
+        draw(train(), keys=["cps", "valid_*"])
 
 
 def test_trainers_of_nnunet_have_no_second_picture(train, draw, capsys):
