@@ -120,8 +120,8 @@ def _plot_dice(trainings: Sequence[Training], folder: str) -> None:
     save_picture(figure, folder, "curves_dice", HEADER, rows)
 
 
-def _plot_ssl(trainings: Sequence[Training], keys: Sequence[str], folder: str) -> None:
-    panels = group(keys)
+def _plot_ssl(trainings: Sequence[Training], chosen: Sequence[str], folder: str) -> None:
+    panels = group(chosen)
     heights = [_size(len(keys))[1] + 0.3 for keys in panels.values()]  # and the title
     figure = Figure(figsize=(_size(_COLUMNS)[0], sum(heights)), layout="constrained")
     parts = figure.subfigures(len(panels), height_ratios=heights, squeeze=False)[:, 0]
@@ -132,7 +132,7 @@ def _plot_ssl(trainings: Sequence[Training], keys: Sequence[str], folder: str) -
         row
         for training in trainings
         for key, values in training.ssl().items()
-        if key in keys
+        if key in chosen
         for row in training.rows(f"{SSL}{key}", "", values)
     ]
     save_picture(figure, folder, "curves_ssl", HEADER, rows)
