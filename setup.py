@@ -55,6 +55,7 @@ setup(
     python_requires=">=3.10",
     # What nnunet_dvcl/ imports, no more: tests/test_install.py compares.
     install_requires=[
+        "acvl-utils>=0.2.6",
         "batchgenerators>=0.25.3",
         "batchgeneratorsv2>=0.3.2",
         "filelock>=3.12",
@@ -62,6 +63,7 @@ setup(
         "nnunetv2>=2.8.1,<3",
         "numpy>=1.26",
         "packaging>=23",
+        "scikit-learn>=1.2",
         "SimpleITK>=2.2.1",
         "torch>=2.1.2",
         "tqdm>=4.66",

@@ -65,6 +65,7 @@ FORBIDDEN = {
         "nnunet_dvcl.discovery",
     ),
     "data": ("nnunet_dvcl.trainers", "nnunet_dvcl.discovery"),
+    "plots": ("nnunet_dvcl.trainers", "nnunet_dvcl.discovery"),
     "trainers": ("nnunet_dvcl.discovery",),
 }
 

@@ -10,7 +10,7 @@ from nnunet_dvcl import __version__
 from nnunet_dvcl.cli import main
 from nnunet_dvcl.errors import UserError
 
-COMMANDS = ("preprocess", "configure", "demo", "doctor", "trainers")
+COMMANDS = ("preprocess", "configure", "plot", "demo", "doctor", "trainers")
 
 
 @pytest.fixture
@@ -43,10 +43,10 @@ def test_help_lists_every_command_with_one_line(capsys):
         assert [line for line in lines if line.split()[:1] == [command] and len(line.split()) > 3], command
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", [*COMMANDS, "plot curves", "plot features"])
 def test_each_command_has_help(command, capsys):
     with pytest.raises(SystemExit) as stop:
-        main([command, "--help"])
+        main([*command.split(), "--help"])
     assert stop.value.code == 0
     assert f"nnunet_dvcl {command}" in capsys.readouterr().out
 
@@ -55,7 +55,7 @@ def test_the_parser_imports_nothing_heavy():
     code = (
         "import sys\nfrom nnunet_dvcl.cli import main\n"
         "try: main(['--help'])\nexcept SystemExit: pass\n"
-        "print(sorted({'torch', 'numpy', 'nnunetv2', 'matplotlib'} & set(sys.modules)), file=sys.stderr)"
+        "print(sorted({'torch', 'numpy', 'nnunetv2', 'matplotlib', 'sklearn'} & set(sys.modules)), file=sys.stderr)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stderr.strip() == "[]"
@@ -67,7 +67,17 @@ def test_version(capsys):
     assert capsys.readouterr().out == f"nnunet_dvcl {__version__}\n"
 
 
-@pytest.mark.parametrize("argv", [[], ["preprocess", "-d", "501"], ["configure", "-d", "501", "-c", "2d", "a=1"]])
+@pytest.mark.parametrize(
+    "argv",
+    [
+        [],
+        ["preprocess", "-d", "501"],
+        ["configure", "-d", "501", "-c", "2d", "a=1"],
+        ["plot"],
+        ["plot", "curves"],
+        ["plot", "features", "-d", "501", "-c", "2d", "-tr", "nnUNetTrainerDVCL"],
+    ],
+)
 def test_what_is_missing_is_said(argv, capsys):
     with pytest.raises(SystemExit) as stop:
         main(argv)
@@ -111,6 +121,38 @@ def test_configure_takes_its_assignments_before_or_after_the_options(argv, fake)
     calls = fake("nnunet_dvcl.configure", "configure", result="/plans.json")
     assert main(["configure", *argv]) == 0
     assert calls == [("501", "3d_fullres", "3d_small", "nnUNetPlans", ["batch_size=2", "ssl.num_epochs=20"])]
+
+
+def test_plot_curves(fake):
+    calls = fake("nnunet_dvcl.plots.curves", "plot_curves")
+    assert main(["plot", "curves", "a"]) == 0
+    assert main(["plot", "curves", "a", "b/fold_0", "-o", "elsewhere"]) == 0
+    assert main(["plot", "curves", "a", "--keys", "cps", "val_*"]) == 0
+    assert calls == [
+        (["a"], "./nnunet_dvcl_plots", ["*"]),
+        (["a", "b/fold_0"], "elsewhere", ["*"]),
+        (["a"], "./nnunet_dvcl_plots", ["cps", "val_*"]),
+    ]
+
+
+def test_plot_features(fake):
+    calls = fake("nnunet_dvcl.plots.features", "plot_features")
+    needed = ["plot", "features", "-d", "501", "-c", "2d", "-f", "0", "-tr", "nnUNetTrainerDVCL"]
+    options = ["-p", "Mine", "--cases", "a", "b", "-chk", "best", "-device", "cuda", "--voxels", "9", "-o", "elsewhere"]
+    assert main(needed) == 0
+    assert main([*needed, "nnUNetTrainerCPS", *options, "-f", "all"]) == 0
+    dvcl, cps = "nnUNetTrainerDVCL", "nnUNetTrainerCPS"
+    assert calls == [
+        ("501", "2d", "0", [dvcl], "./nnunet_dvcl_plots", "nnUNetPlans", [], [], None, 2000),
+        ("501", "2d", "all", [dvcl, cps], "elsewhere", "Mine", ["a", "b"], ["best"], "cuda", 9),
+    ]
+
+
+@pytest.mark.parametrize("option", [["-f", "first"], ["-f", "-1"], ["-device", "tpu"], ["--voxels", "0"]])
+def test_plot_features_refuses_what_cannot_be(option, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["plot", "features", "-d", "501", "-c", "2d", "-f", "0", "-tr", "nnUNetTrainerDVCL", *option])
+    assert stop.value.code == 2
 
 
 def test_demo(fake):

@@ -40,6 +40,22 @@ def withheld_cases(splits_file: str, fold: int | str, labeled: Collection[str]) 
     return sorted(set(split.get(KEY, [])))
 
 
+def validation_cases(splits_file: str, fold: int | str, labeled: Collection[str]) -> list[str]:
+    """The cases that fold ``fold`` validates on, sorted; for fold "all", as in nnU-Net, all labeled cases.
+
+    Raises:
+        UserError: the file does not list the fold's validation cases.
+    """
+    if fold == "all":
+        return sorted(labeled)
+    splits = _read(splits_file) if isfile(splits_file) else []
+    if int(fold) >= len(splits):
+        raise UserError(f"{splits_file} has no fold {fold}, so its validation cases are not known: name some cases.")
+    if problems := _shape_problems(splits[int(fold)]):
+        raise UserError(f"Fold {fold} of {splits_file} cannot be used:\n{bullet_list(problems)}")
+    return sorted(splits[int(fold)]["val"])
+
+
 def check_scans_have_no_label(scans: Collection[str], labeled: Collection[str], images_folder: str) -> None:
     """``UserError`` when a scan of ``imagesTr_unlabeled`` has the identifier of a labeled case."""
     both = sorted(set(scans) & set(labeled))

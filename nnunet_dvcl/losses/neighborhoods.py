@@ -8,9 +8,6 @@ from torch.nn import functional as F
 
 from nnunet_dvcl.losses.precision import at_least_float32, full_precision
 
-# rows of similarities held at once: bounds the memory at 1024 · N floats, whatever the number of queries
-_ROWS_AT_ONCE = 1024
-
 
 class Neighborhoods(NamedTuple):
     """What `find_neighborhoods` finds for Q queries; indices are rows of the candidates, nearest first."""
@@ -44,7 +41,7 @@ def find_neighborhoods(
     with full_precision(features.device):
         parts = [
             _neighborhoods_of(features, chunk, num_neighbors, num_outsiders, outlier_neighbors)
-            for chunk in queries.split(_ROWS_AT_ONCE)
+            for chunk in _chunks(queries)
         ]
     return Neighborhoods(*(torch.cat(part) for part in zip(*parts, strict=True)))
 
@@ -66,8 +63,16 @@ def _rank_seen_by(features: Tensor, viewers: Tensor, viewed: Tensor) -> Tensor:
     Counting answers `m ∈ C_n^K` and `m ∈ C_n^U` with one comparison: no N × N matrix and no sort.
     """
     ranks = []
-    for n, m in zip(viewers.split(_ROWS_AT_ONCE), viewed.split(_ROWS_AT_ONCE), strict=True):
+    for n, m in zip(_chunks(viewers), _chunks(viewed), strict=True):
         similarity = (features[n] @ features.T).scatter_(1, n[:, None], -torch.inf)
         # in place, as 0.0 and 1.0: twice as fast as to sum bools
         ranks.append(similarity.gt_(similarity.gather(1, m[:, None])).sum(1))
     return torch.cat(ranks)
+
+
+def _chunks(rows: Tensor) -> tuple[Tensor, ...]:
+    """Rows whose similarities to all N candidates are held at once: bounds the memory, whatever the number of queries.
+
+    On a CPU so few that they stay in the cache between the passes over them, which halves the time.
+    """
+    return rows.split(128 if rows.device.type == "cpu" else 1024)

@@ -32,12 +32,12 @@ class ValidationVoxels:
     """
 
     def __init__(self, images: Tensor, labels: Tensor, number: int, batch_size: int):
-        index = draw_voxels(labels >= 0, number, torch.Generator().manual_seed(0)).sort().values
-        self.labels = labels.flatten()[index]  # [V]
+        self.index = draw_voxels(labels >= 0, number, torch.Generator().manual_seed(0)).sort().values  # [V], ascending
+        self.labels = labels.flatten()[self.index]  # [V]
         batches = images.split(batch_size)
         voxels_of_a_batch = batch_size * labels[0].numel()
-        counts = torch.bincount(index // voxels_of_a_batch, minlength=len(batches)).tolist()
-        self._batches = list(zip(batches, (index % voxels_of_a_batch).split(counts), strict=True))
+        counts = torch.bincount(self.index // voxels_of_a_batch, minlength=len(batches)).tolist()
+        self._batches = list(zip(batches, (self.index % voxels_of_a_batch).split(counts), strict=True))
 
     @torch.no_grad()
     def look(self, forward: Forward, device: torch.device) -> VoxelRows:

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from nnunet_dvcl.data.splits import check_scans_have_no_label, withheld_cases
+from nnunet_dvcl.data.splits import check_scans_have_no_label, validation_cases, withheld_cases
 from nnunet_dvcl.errors import UserError
 
 LABELED = ["a", "b", "c", "d"]
@@ -72,3 +72,16 @@ def test_scan_that_is_labeled_too():
     with pytest.raises(UserError, match=r"1 case.*imagesTr_unlabeled") as error:
         check_scans_have_no_label(["x", "b"], LABELED, "imagesTr_unlabeled")
     assert "- b\n" in str(error.value)
+
+
+def test_validation_cases(tmp_path):
+    file = tmp_path / "splits_final.json"
+    file.write_text(json.dumps([GOOD, {"train": ["a"], "val": ["d", "c"]}, {"train": ["a"]}]))
+    assert validation_cases(str(file), 0, LABELED) == ["b"]
+    assert validation_cases(str(file), "1", LABELED) == ["c", "d"]
+    assert validation_cases(str(file), "all", {"d", "a"}) == ["a", "d"], "as nnU-Net, which validates on all of them"
+    with pytest.raises(UserError, match=r'(?s)Fold 2 of .*"val" is missing'):
+        validation_cases(str(file), 2, LABELED)
+    for missing in (str(file), str(tmp_path / "none.json")):
+        with pytest.raises(UserError, match=r"has no fold 3.*name some cases"):
+            validation_cases(missing, 3, LABELED)

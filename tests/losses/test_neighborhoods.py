@@ -24,6 +24,15 @@ def test_neighborhoods_equal_the_loops_of_equations_12_to_15(seed, k, k_out, u):
         assert bool(found.outlier[i]) == outlier
 
 
+def test_more_queries_than_are_held_at_once_equal_the_loops():
+    _, queries, features, _ = make_rows(n=300, num_queries=150)
+    found = find_neighborhoods(features, queries, 3, 2, 5)
+    naive = naive_neighborhoods(features, queries.tolist(), 3, 2, 5)
+    assert found.neighbors.tolist() == [c for c, *_ in naive]
+    assert found.relevant.tolist() == [relevant for _, relevant, *_ in naive]
+    assert found.outlier.tolist() == [outlier for *_, outlier in naive]
+
+
 def test_the_random_data_show_every_case():
     """Otherwise the comparison above would prove little."""
     cases = [c for seed in range(3) for c in naive_neighborhoods(*make_rows(seed=seed)[2:0:-1], 3, 7, 5)]

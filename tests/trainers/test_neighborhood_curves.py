@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import nnunet_dvcl.trainers as trainers
+from nnunet_dvcl.data import draw_validation_patches
 from nnunet_dvcl.losses import voxel_entropy
 from nnunet_dvcl.networks import run_with_features
 from nnunet_dvcl.trainers import nnUNetTrainerDVCL
@@ -78,6 +79,20 @@ def test_the_voxels_are_the_unreliable_ones_of_both_networks_with_their_truth(st
     # drawn in another order
     torch.testing.assert_close(expected.sort(0).values, seen["features"].sort(0).values, rtol=1e-4, atol=1e-5)
     assert statistics["val_unreliable_wrong"] == pytest.approx(torch.cat(wrong).float().mean().item(), abs=1e-6)
+
+
+def test_the_voxels_are_those_of_validation_cases(start, tiny_dataset):
+    tiny_dataset.write_splits({"train": ["case_0", "case_1"], "val": ["case_4", "case_5"]})
+    drawn = []
+    for fold in (0, "all"):
+        trainer = start(nnUNetTrainerDVCL, "2d_tiny", fold=fold)
+        drawn.append(torch.cat([images for images, _ in trainer.validation_voxels._batches]))
+    manager = trainer.configuration_manager
+    _, cases = type(trainer).get_tr_and_val_datasets(start(nnUNetTrainerDVCL, "2d_tiny", fold=0))
+    assert set(cases.identifiers) == {"case_4", "case_5"}
+    expected, _ = draw_validation_patches(cases, 16, manager.patch_size, trainer.label_manager)
+    assert torch.equal(drawn[0], expected)
+    assert not torch.equal(drawn[1], expected)
 
 
 def test_what_is_measured_does_not_change_the_training(start):

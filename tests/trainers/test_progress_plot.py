@@ -37,6 +37,7 @@ def draw(tmp_path, monkeypatch):
             for axes in figures[-1].axes
         }
 
+    plot.figures = figures
     return plot
 
 
@@ -52,6 +53,18 @@ def test_each_key_is_one_curve_in_its_panel(draw):
     ]
     assert sorted(key for curves in panels.values() for key in curves) == sorted(LOGGED)
     assert panels["loss terms"] == {"supervised_A": LOGGED["supervised_A"], "cps": LOGGED["cps"]}
+
+
+def test_neighborhoods_and_gradients_have_their_panels(draw):
+    panels = draw({"cps": [1.0], "val_neighbors_same": [0.5, 0.6], "gradient_cps": [0.0, 10.0]})
+    assert panels == {
+        "loss terms": {"cps": [1.0]},
+        "neighborhoods of unreliable validation voxels [share]": {"val_neighbors_same": [0.5, 0.6]},
+        "gradient of a term at the last decoder features [norm relative to the supervised one]": {
+            "gradient_cps": [0.0, 10.0]
+        },
+    }
+    assert [axes.get_yscale() for axes in draw.figures[-1].axes] == ["linear", "linear", "log"]
 
 
 def test_an_unknown_key_is_drawn_with_the_loss_terms(draw):

@@ -1,0 +1,1 @@
+"""Pictures of trainings and of features, with the numbers behind them."""

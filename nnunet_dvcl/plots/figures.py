@@ -1,0 +1,86 @@
+"""One look for all pictures, and how a picture and its numbers get onto the disk."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
+from itertools import cycle, islice
+from os.path import join
+from pathlib import Path
+
+from matplotlib import style
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
+
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9")
+"""Okabe and Ito's, which color-blind readers tell apart; without yellow, which is invisible on white."""
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", "*")
+_DASHES = ("-", "--", "-.", ":")
+_FEW_EPOCHS = 30  # below, each value gets a marker
+
+
+def plain_style() -> AbstractContextManager:
+    """matplotlib's own style, whatever was set before: nnU-Net's plot leaves its huge fonts behind."""
+    return style.context(["default", {"font.size": 9, "axes.titlesize": 9, "svg.hashsalt": "nnunet_dvcl"}])
+
+
+def curve_styles(count: int) -> list[dict]:
+    """`count` looks of curves that differ in color and, for gray prints, in dash and marker."""
+    looks = zip(cycle(COLORS), cycle(_DASHES), cycle(MARKERS), strict=False)
+    return [
+        {"color": color, "linestyle": dash, "marker": marker, "markersize": 3.5, "linewidth": 1.2}
+        for color, dash, marker in islice(looks, count)
+    ]
+
+
+def draw_curve(axes: Axes, values: Sequence[float], label: str, **look) -> None:
+    """One value an epoch; nan leaves a gap."""
+    markers = 1 if len(values) < _FEW_EPOCHS else len(values) // 10
+    axes.plot(range(len(values)), values, label=label, markevery=markers, **look)
+
+
+def set_log_scale(axes: Axes) -> None:
+    """A logarithmic y axis with few and plain numbers, also where it spans less than a decade."""
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_locator(NullLocator())
+
+
+def save_image(figure: Figure, file: str | os.PathLike, dpi: int) -> None:
+    """Saves a figure in the format that the file's name ends with; an old file is replaced in one step."""
+    file = Path(file)
+    partial = f"{file}.partial"
+    kind = file.suffix.removeprefix(".")
+    # without the date, the same numbers give the same file
+    figure.savefig(partial, format=kind, dpi=dpi, metadata={"Date": None} if kind == "svg" else None)
+    os.replace(partial, file)
+
+
+def save_table(file: str | os.PathLike, header: Sequence[str], rows: Iterable[Sequence]) -> None:
+    """Saves comma-separated values; an old file is replaced in one step."""
+    partial = f"{file}.partial"
+    with open(partial, "w", newline="", encoding="utf-8") as handle:
+        writer = csv.writer(handle)
+        writer.writerow(header)
+        writer.writerows(rows)
+    os.replace(partial, file)
+
+
+def save_picture(figure: Figure, folder: str, name: str, header: Sequence[str], rows: Iterable[Sequence]) -> None:
+    """Saves a figure as PNG and SVG and the numbers behind it as CSV, and prints what was written.
+
+    Args:
+        folder: made where it does not exist.
+        name: of the files, without an ending.
+        header, rows: the table of the numbers.
+    """
+    os.makedirs(folder, exist_ok=True)
+    files = [join(folder, f"{name}.{kind}") for kind in ("png", "svg", "csv")]
+    for file in files[:2]:
+        save_image(figure, file, dpi=300)
+    save_table(files[2], header, rows)
+    print("Wrote", *files, sep="\n  ")

@@ -1,0 +1,158 @@
+"""Trained models as nnU-Net leaves them: result folders, their names, checkpoints and organs."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Iterable, Sequence
+from os.path import abspath, basename, dirname, isdir, isfile, join
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from nnunetv2.paths import nnUNet_results
+from nnunetv2.utilities.file_path_utilities import convert_identifier_to_trainer_plans_config, get_output_folder
+
+from nnunet_dvcl.data.folders import find_plans_file
+from nnunet_dvcl.errors import UserError
+
+BEST, LAST = ("checkpoint_best.pth",), ("checkpoint_final.pth", "checkpoint_latest.pth")
+NEWEST_FIRST = (*LAST, *BEST)
+
+
+class TrainedFold(NamedTuple):
+    """One fold of a trained model: ``DatasetXXX_Name/TRAINER__PLANS__CONFIGURATION/fold_X``."""
+
+    folder: str
+    trainer: str
+    configuration: str
+    plans: str
+    fold: str
+
+    @classmethod
+    def at(cls, folder: str) -> TrainedFold:
+        """Raises ``UserError`` where the folder is not named as nnU-Net names it."""
+        model, fold = dirname(folder), basename(folder).removeprefix("fold_")
+        names = convert_identifier_to_trainer_plans_config(model)
+        if len(names) != 3:
+            raise UserError(
+                f"{model} is not named as a trained model's folder: expected TRAINER__PLANS__CONFIGURATION, for "
+                "instance nnUNetTrainerDVCL__nnUNetPlans__3d_fullres."
+            )
+        trainer, plans, configuration = names
+        return cls(folder, trainer, configuration, plans, fold)
+
+    def newest_checkpoint(self) -> str | None:
+        """The file of the latest state of the training, None where nothing is saved yet."""
+        files = (join(self.folder, name) for name in NEWEST_FIRST)
+        return next((file for file in files if isfile(file)), None)
+
+    def organs(self) -> list[str]:
+        """The names that nnU-Net's Dice values have in ``dataset.json``, in their order."""
+        return organ_names(read_dataset_json(dirname(self.folder)))
+
+
+def find_folds(result_folder: str) -> list[TrainedFold]:
+    """The folds below a trained model's folder that have a checkpoint, or the one fold that the folder is.
+
+    Raises:
+        UserError: no such folder, it is not a trained model's, or nothing is saved there yet.
+    """
+    folder = abspath(result_folder)
+    if not isdir(folder):
+        raise UserError(
+            f"{result_folder} does not exist: expected the folder of a trained model, "
+            "$nnUNet_results/DATASET/TRAINER__PLANS__CONFIGURATION, or of one of its folds."
+        )
+    is_fold = basename(folder).startswith("fold_")
+    candidates = [folder] if is_fold else sorted(str(path) for path in Path(folder).glob("fold_*") if path.is_dir())
+    folds = [TrainedFold.at(path) for path in candidates]
+    if trained := [fold for fold in folds if fold.newest_checkpoint()]:
+        return trained
+    where = "" if is_fold else " in a folder fold_X"
+    raise UserError(f"{result_folder} has no checkpoint: expected one of {', '.join(NEWEST_FIRST)}{where}.")
+
+
+def find_trained(dataset_name_or_id: str, trainer: str, plans: str, configuration: str, fold: int | str) -> TrainedFold:
+    """The result folder of a training, named as for nnU-Net's commands.
+
+    Raises:
+        UserError: no such data set or plans, or it is not trained; gives the command that trains it.
+    """
+    dataset = basename(dirname(find_plans_file(dataset_name_or_id, plans)))
+    if not nnUNet_results.is_set():
+        raise UserError("The environment variable nnUNet_results is not set. Let it name the folder of trained models.")
+    trained = TrainedFold.at(get_output_folder(dataset, trainer, plans, configuration, fold))
+    if trained.newest_checkpoint() is None:
+        options = "" if plans == "nnUNetPlans" else f" -p {plans}"
+        raise UserError(
+            f"{trained.folder} has no checkpoint: train {trainer} first, with "
+            f"nnUNetv2_train {dataset_name_or_id} {configuration} {fold} -tr {trainer}{options}"
+        )
+    return trained
+
+
+def choose_checkpoints(trained: TrainedFold, wanted: Sequence[str]) -> list[str]:
+    """The wanted files, or the best and the last; ``UserError`` where one is not there."""
+    choices = [(name if name.endswith(".pth") else f"{name}.pth",) for name in wanted] or [BEST, LAST]
+    chosen = []
+    for names in choices:
+        there = [name for name in names if isfile(join(trained.folder, name))]
+        if not there:
+            saved = [name for name in NEWEST_FIRST if isfile(join(trained.folder, name))]
+            raise UserError(
+                f"{trained.folder} has no {' or '.join(names)}. It has {', '.join(saved)}: choose with -chk."
+            )
+        chosen.append(there[0])
+    return chosen
+
+
+def load_checkpoint(file: str) -> dict:
+    """A checkpoint on the CPU, loaded as nnU-Net loads it.
+
+    Raises:
+        UserError: the file is broken, for instance because it is being written.
+    """
+    try:
+        return torch.load(file, map_location="cpu", weights_only=False)
+    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise UserError(f"{file} cannot be read ({error}). Is it being written? Try again.") from error
+
+
+def read_dataset_json(model_folder: str) -> dict:
+    file = join(model_folder, "dataset.json")
+    if not isfile(file):
+        raise UserError(f"{file} does not exist: nnU-Net puts it beside the folds when it starts a training.")
+    with open(file, encoding="utf-8") as handle:
+        return json.load(handle)
+
+
+def organ_names(dataset_json: dict) -> list[str]:
+    """The foreground labels by value, as nnU-Net orders them, or its regions as they are listed."""
+    labels = {name: value for name, value in dataset_json["labels"].items() if name != "ignore"}
+    foreground = {name: value for name, value in labels.items() if value not in (0, [0])}
+    if any(isinstance(value, list) for value in labels.values()):
+        return list(foreground)
+    return sorted(foreground, key=foreground.get)
+
+
+def short_name(trainer: str) -> str:
+    """The trainer without what all names begin with."""
+    return trainer.removeprefix("nnUNetTrainer") or trainer
+
+
+def distinct_labels(folds: Sequence[TrainedFold]) -> list[str]:
+    """The shortest texts that tell folds apart: the trainer, and whatever else is not the same for all."""
+    labels = []
+    for fold in folds:
+        parts = [short_name(fold.trainer)]
+        parts += [fold.configuration] if _differ(f.configuration for f in folds) else []
+        parts += [fold.plans] if _differ(f.plans for f in folds) else []
+        parts += [f"fold {fold.fold}"] if _differ(f.fold for f in folds) else []
+        labels.append(", ".join(parts))
+    # the same training of two data sets, or on two machines
+    return [fold.folder if labels.count(label) > 1 else label for fold, label in zip(folds, labels, strict=True)]
+
+
+def _differ(values: Iterable[str]) -> bool:
+    return len(set(values)) > 1
