@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -144,6 +145,15 @@ class SigmoidRegions:
 
 
 Labels = SoftmaxLabels | SigmoidRegions
+
+
+def labels_of(label_manager: Any) -> Labels:
+    """The labels of a data set as nnU-Net's ``LabelManager`` knows them."""
+    if label_manager.has_regions:
+        return SigmoidRegions(
+            label_manager.foreground_regions, label_manager.regions_class_order, label_manager.ignore_label
+        )
+    return SoftmaxLabels(label_manager.num_segmentation_heads, label_manager.ignore_label)
 
 
 def _unknown(label_map: Tensor, ignore_label: int | None) -> Tensor:

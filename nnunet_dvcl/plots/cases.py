@@ -34,7 +34,7 @@ class Tile(NamedTuple):
 
     case: str
     image: Tensor  # [B, channels, *P] float32
-    truth: Tensor  # [B, *P] int64, -1: outside the image, or shown by an earlier tile
+    truth: Tensor  # [B, *P] int64, nnU-Net's label map; -1: outside the image, or shown by an earlier tile
 
 
 def choose_cases(folders: DatasetFolders, fold: int | str, wanted: Sequence[str]) -> list[str]:

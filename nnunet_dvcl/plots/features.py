@@ -18,10 +18,19 @@ from sklearn.manifold import TSNE
 
 from nnunet_dvcl.data.folders import DatasetFolders
 from nnunet_dvcl.errors import UserError
+from nnunet_dvcl.labels import labels_of
 from nnunet_dvcl.networks import FeatureHead, unwrap
 from nnunet_dvcl.plots.cases import choose_cases, load_cases
 from nnunet_dvcl.plots.figures import COLORS, MARKERS, plain_style, save_picture
-from nnunet_dvcl.plots.results import TrainedFold, choose_checkpoints, find_trained, load_checkpoint, short_name
+from nnunet_dvcl.plots.results import (
+    TrainedFold,
+    choose_checkpoints,
+    class_names,
+    find_trained,
+    load_checkpoint,
+    read_dataset_json,
+    short_name,
+)
 from nnunet_dvcl.plots.voxels import DrawnVoxels, FeatureNetwork, draw_features
 
 HEADER = ("trainer", "checkpoint", "case", "x", "y", "organ", "predicted", "reliable", "entropy")
@@ -71,7 +80,7 @@ def plot_features(
     """
     folds = [find_trained(dataset_name_or_id, name, plans_identifier, configuration, fold) for name in trainers]
     chosen = [choose_checkpoints(trained, checkpoints) for trained in folds]
-    organs = ["background", *folds[0].organs()]
+    organs = class_names(read_dataset_json(dirname(folds[0].folder)))
     predictor = nnUNetPredictor(device=find_device(device))
     rows = [
         [_embedding(predictor, trained, name, cases, num_voxels) for trained, name in zip(folds, row, strict=True)]
@@ -103,7 +112,7 @@ def _embedding(
         load_cases(folders, choose_cases(folders, trained.fold, wanted)),
         predictor.configuration_manager.patch_size,
         predictor.configuration_manager.batch_size,
-        predictor.label_manager.num_segmentation_heads,
+        labels_of(predictor.label_manager),
         count,
         state.get("config", {}).get("entropy_alpha", _DEFAULT_ALPHA),
         f"{name} {checkpoint}",
@@ -139,13 +148,8 @@ def _head(weights: Mapping[str, torch.Tensor]) -> FeatureHead:
 
 
 def _refuse_unsupported(predictor: nnUNetPredictor) -> None:
-    for unsupported, what in (
-        (predictor.label_manager.has_regions, "region-based training (regions_class_order in dataset.json)"),
-        (predictor.label_manager.has_ignore_label, "an ignore label"),
-        (predictor.configuration_manager.previous_stage_name is not None, "a cascade (3d_cascade_fullres)"),
-    ):
-        if unsupported:
-            raise UserError(f"plot features does not support {what} yet.")
+    if predictor.configuration_manager.previous_stage_name is not None:
+        raise UserError("plot features does not support a cascade (3d_cascade_fullres) yet.")
 
 
 def embed(features: np.ndarray) -> np.ndarray:

@@ -136,6 +136,16 @@ def organ_names(dataset_json: dict) -> list[str]:
     return sorted(foreground, key=foreground.get)
 
 
+def class_names(dataset_json: dict) -> list[str]:
+    """The classes that `nnunet_dvcl.labels` counts: background, then the labels; with regions those that they paint."""
+    names = organ_names(dataset_json)
+    order = dataset_json.get("regions_class_order")
+    if order is not None:
+        painted = dict(zip(order, names, strict=True))  # of several regions that paint one label, the last
+        names = [painted[label] for label in sorted(painted) if label != 0]
+    return ["background", *names]
+
+
 def short_name(trainer: str) -> str:
     """The trainer without what all names begin with."""
     return trainer.removeprefix("nnUNetTrainer") or trainer

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from nnunet_dvcl.errors import UserError
-from nnunet_dvcl.losses import voxel_entropy
+from nnunet_dvcl.labels import UNKNOWN, Labels
 from nnunet_dvcl.networks import last_segmentation_layer, run_with_features
 from nnunet_dvcl.plots.cases import Case, Tile, tiles, windows
 from nnunet_dvcl.sampling import draw_per_class, gather_rows, split_by_entropy
@@ -47,11 +47,10 @@ class FeatureNetwork:
         self.head = (head or nn.Identity()).to(device).eval()
         self.device = device
 
-    def classify(self, image: Tensor) -> tuple[Tensor, Tensor]:
+    def classify(self, image: Tensor, labels: Labels) -> tuple[Tensor, Tensor]:
         """Predicted classes int64 and entropy [nats] float32, [B, *P] each, on the CPU."""
         logits, _ = run_with_features(self.network, image.to(self.device))
-        probabilities = logits.float().softmax(1)
-        return probabilities.argmax(1).cpu(), voxel_entropy(probabilities).cpu()
+        return labels.predicted(logits).cpu(), labels.entropy(logits).cpu()
 
     def features(self, image: Tensor, voxels: Tensor) -> Tensor:
         """Features [n, d] float32 on the CPU of n voxels, given as indices into the B·prod(P) voxels."""
@@ -65,7 +64,7 @@ def draw_features(
     cases: Mapping[str, Case],
     patch_size: Sequence[int],
     batch_size: int,
-    num_classes: int,
+    labels: Labels,
     count: int,
     entropy_alpha: float,
     title: str,
@@ -78,7 +77,7 @@ def draw_features(
         network: as it deploys.
         cases: name -> case.
         patch_size, batch_size: of the plans.
-        num_classes: C.
+        labels: what the network's output means.
         count: up to half of it reliable and half unreliable voxels, of the true classes as evenly as their sizes allow.
         entropy_alpha: α of the split.
         title: of the progress bar.
@@ -93,11 +92,11 @@ def draw_features(
         shown = (tile for name, case in cases.items() for tile in tiles(name, case, patch_size, batch_size))
         return tqdm(shown, f"{title}, {what}", number, unit="tile")
 
-    found = [_classify(network, tile) for tile in all_tiles("entropy")]
+    found = [_classify(network, tile, labels) for tile in all_tiles("entropy")]
     truth, predicted, entropy = (torch.cat(parts) for parts in zip(*found, strict=True))
     reliable, unreliable, _ = split_by_entropy(entropy, entropy_alpha)
-    drawn = torch.cat([draw_evenly(truth.where(half, -1), num_classes, count // 2) for half in (reliable, unreliable)])
-    drawn = drawn.sort().values
+    halves = [truth.where(half, UNKNOWN) for half in (reliable, unreliable)]
+    drawn = torch.cat([draw_evenly(half, labels.num_classes, count // 2) for half in halves]).sort().values
     if len(drawn) < _FEWEST_VOXELS:
         raise UserError(
             f"{title}: {len(drawn)} voxels can be drawn, t-SNE needs at least {_FEWEST_VOXELS}. Name more cases with "
@@ -106,7 +105,7 @@ def draw_features(
 
     names, features, first = [], [], 0
     for tile in all_tiles("features"):
-        voxels = (tile.truth >= 0).flatten().nonzero()[:, 0]
+        voxels = (labels.of_label_map(tile.truth) != UNKNOWN).flatten().nonzero()[:, 0]
         here = drawn[(drawn >= first) & (drawn < first + len(voxels))] - first
         first += len(voxels)
         if len(here):
@@ -116,11 +115,12 @@ def draw_features(
     return DrawnVoxels(names, torch.cat(features).numpy(), *values)
 
 
-def _classify(network: FeatureNetwork, tile: Tile) -> tuple[Tensor, Tensor, Tensor]:
-    """True class, predicted class and entropy of the tile's valid voxels, [n] each."""
-    predicted, entropy = network.classify(tile.image)
-    valid = tile.truth >= 0
-    return tile.truth[valid], predicted[valid], entropy[valid]
+def _classify(network: FeatureNetwork, tile: Tile, labels: Labels) -> tuple[Tensor, Tensor, Tensor]:
+    """True class, predicted class and entropy of the tile's voxels whose truth is known, [n] each."""
+    predicted, entropy = network.classify(tile.image, labels)
+    truth = labels.of_label_map(tile.truth)
+    known = truth != UNKNOWN
+    return truth[known], predicted[known], entropy[known]
 
 
 def draw_evenly(classes: Tensor, num_classes: int, count: int) -> Tensor:

@@ -24,7 +24,7 @@ from nnunet_dvcl.data import (
     stop_augmenter,
     unlabeled_transforms,
 )
-from nnunet_dvcl.labels import Labels, SigmoidRegions, SoftmaxLabels
+from nnunet_dvcl.labels import Labels, labels_of
 from nnunet_dvcl.networks import full_resolution, unwrap
 from nnunet_dvcl.trainers.checkpoint import SSLState
 from nnunet_dvcl.trainers.nnUNetTrainerSupervised import nnUNetTrainerSupervised
@@ -99,7 +99,7 @@ class nnUNetTrainerSSL(nnUNetTrainerSupervised):
     def initialize(self) -> None:
         self._refuse_unsupported()
         super().initialize()
-        self.labels = self._build_labels()
+        self.labels = labels_of(self.label_manager)
         self.iteration = 0
         self.companions = nn.ModuleDict(self.build_companions()).to(self.device)
         self.memory = nn.ModuleDict(self.build_memory()).to(self.device)
@@ -119,12 +119,6 @@ class nnUNetTrainerSSL(nnUNetTrainerSupervised):
         ):
             if unsupported:
                 raise NotImplementedError(f"{name} does not support {what} yet.")
-
-    def _build_labels(self) -> Labels:
-        manager = self.label_manager
-        if manager.has_regions:
-            return SigmoidRegions(manager.foreground_regions, manager.regions_class_order, manager.ignore_label)
-        return SoftmaxLabels(manager.num_segmentation_heads, manager.ignore_label)
 
     # ---------------------------------------------------------------- data
 

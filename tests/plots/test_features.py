@@ -1,4 +1,3 @@
-import json
 import shlex
 from types import SimpleNamespace
 
@@ -143,8 +142,8 @@ def test_the_head_and_the_alpha_of_the_checkpoint_are_used(train, plot, monkeypa
     trainer = train(nnUNetTrainerDVCL, entropy_alpha=0.25)
     given = []
 
-    def fake(network, cases, patch_size, batch_size, num_classes, count, alpha, title):
-        given.append((network, list(cases), list(patch_size), batch_size, num_classes, count, alpha))
+    def fake(network, cases, patch_size, batch_size, labels, count, alpha, title):
+        given.append((network, list(cases), list(patch_size), batch_size, labels.num_classes, count, alpha))
         raise UserError("stop")
 
     monkeypatch.setattr(module, "draw_features", fake)
@@ -189,27 +188,18 @@ def test_the_command(train, tmp_path, monkeypatch, capsys, table):
     assert "nnUNet_results is not set" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    ("labels", "order", "message"),
-    [
-        ({"background": 0, "whole": [1, 2], "large": [1], "small": [2]}, [1, 1, 2], "region-based training"),
-        ({"background": 0, "large": 1, "small": 2, "ignore": 3}, None, "an ignore label"),
-    ],
-)
-def test_labels_that_are_not_supported_yet(train, plot, tiny_dataset, labels, order, message):
-    train(nnUNetTrainerSupervised)
-    file = tiny_dataset.results / f"{tiny_dataset.name}/nnUNetTrainerSupervised__nnUNetPlans__3d_tiny/dataset.json"
-    content = json.loads(file.read_text()) | {"labels": labels, "regions_class_order": order}
-    file.write_text(json.dumps(content))
-    with pytest.raises(UserError, match=f"plot features does not support {message}.* yet"):
-        plot("nnUNetTrainerSupervised")
+@pytest.mark.parametrize("label_mode", ["ignore", "regions + ignore"])
+def test_regions_and_an_ignore_label(train, plot, label_mode):
+    train(nnUNetTrainerDVCL)
+    rows = plot("nnUNetTrainerDVCL", checkpoints=["checkpoint_final.pth"], num_voxels=200)
+    expected = {"background", "whole", "small"} if "regions" in label_mode else {"background", "large", "small"}
+    assert {row["organ"] for row in rows} == expected
+    assert {row["predicted"] for row in rows} <= expected
+    assert {row["reliable"] for row in rows} == {"0", "1"}
 
 
 def test_a_cascade_is_not_supported_yet():
-    predictor = SimpleNamespace(
-        label_manager=SimpleNamespace(has_regions=False, has_ignore_label=False),
-        configuration_manager=SimpleNamespace(previous_stage_name="3d_lowres"),
-    )
+    predictor = SimpleNamespace(configuration_manager=SimpleNamespace(previous_stage_name="3d_lowres"))
     with pytest.raises(UserError, match="plot features does not support a cascade"):
         module._refuse_unsupported(predictor)
 

@@ -1,6 +1,13 @@
 import pytest
 
-from nnunet_dvcl.plots.results import distinct_labels, find_folds
+from nnunet_dvcl.plots.results import class_names, distinct_labels, find_folds
+
+
+def test_classes_are_background_and_what_is_painted():
+    assert class_names({"labels": {"background": 0, "b": 2, "a": 1, "ignore": 3}}) == ["background", "a", "b"]
+    regions = {"background": 0, "whole": [1, 2, 3], "core": [2, 3], "seed": [3]}
+    assert class_names({"labels": regions, "regions_class_order": [2, 1, 5]}) == ["background", "core", "whole", "seed"]
+    assert class_names({"labels": regions, "regions_class_order": [1, 1, 3]}) == ["background", "core", "seed"]
 
 
 def labels_of(*folders):

@@ -4,12 +4,14 @@ import torch
 from torch import nn
 
 from nnunet_dvcl.errors import UserError
+from nnunet_dvcl.labels import SigmoidRegions, SoftmaxLabels
 from nnunet_dvcl.losses import voxel_entropy
 from nnunet_dvcl.networks import FeatureHead
 from nnunet_dvcl.plots.cases import Case
 from nnunet_dvcl.plots.voxels import FeatureNetwork, draw_evenly, draw_features
 
 CPU = torch.device("cpu")
+LABELS = SoftmaxLabels(3)
 
 
 class Pointwise(nn.Module):
@@ -55,7 +57,7 @@ def test_drawn_voxels_have_their_own_values(dim, patch_size, with_head):
     network = Pointwise(dim).train()
     head = FeatureHead(4, 6) if with_head else None
     cases = {"a": make_case((6, 11, 8), 1), "b": make_case((10, 9, 5), 2)}
-    voxels = draw_features(FeatureNetwork(network, head, CPU), cases, patch_size, 4, 3, 100, 0.5, "title")
+    voxels = draw_features(FeatureNetwork(network, head, CPU), cases, patch_size, 4, LABELS, 100, 0.5, "title")
 
     assert network.training_modes == {False}
     expected = every_voxel(network, cases)
@@ -73,14 +75,33 @@ def test_drawn_voxels_have_their_own_values(dim, patch_size, with_head):
         np.testing.assert_allclose(voxels.features[i], features.detach(), rtol=1e-4, atol=1e-5)
 
 
+def test_an_ignored_voxel_is_left_out():
+    case = make_case((10, 12, 14), 1)
+    arguments = ({"a": case}, (8, 8, 8), 1, SoftmaxLabels(2, ignore_label=2), 10_000, 0.5, "title")
+    voxels = draw_features(FeatureNetwork(Pointwise(3), None, CPU), *arguments)
+    assert set(voxels.truth.tolist()) == {0, 1}
+
+
+def test_regions_have_the_classes_that_they_paint():
+    """Truth and predictions are painted, entropies are those of the sigmoids."""
+    network, labels = Pointwise(3), SigmoidRegions([[1, 2], 2, [1]], [1, 2, 1])
+    cases = {"a": make_case((10, 12, 14), 1)}
+    voxels = draw_features(FeatureNetwork(network, None, CPU), cases, (8, 8, 8), 1, labels, 200, 0.5, "title")
+    with torch.no_grad():
+        logits = network.decoder.seg_layers[-1](torch.from_numpy(voxels.features).view(-1, 4, 1, 1, 1))
+    np.testing.assert_array_equal(voxels.predicted, labels.predicted(logits).flatten())
+    np.testing.assert_allclose(voxels.entropy, labels.entropy(logits).flatten(), rtol=1e-4, atol=1e-6)
+    assert set(voxels.truth.tolist()) == {0, 1, 2}
+
+
 def test_half_is_unreliable_and_classes_are_even():
     network = FeatureNetwork(Pointwise(3), None, CPU)
     cases = {"a": make_case((10, 12, 14), 1)}
-    voxels = draw_features(network, cases, (8, 8, 8), 1, 3, 61, 0.5, "title")
+    voxels = draw_features(network, cases, (8, 8, 8), 1, LABELS, 61, 0.5, "title")
     assert len(set(voxels.entropy.tolist())) == len(voxels), "no voxel twice"
     for reliable in (True, False):
         assert np.bincount(voxels.truth[voxels.reliable == reliable]).tolist() == [10, 10, 10]
-    again = draw_features(network, cases, (8, 8, 8), 1, 3, 61, 0.5, "title")
+    again = draw_features(network, cases, (8, 8, 8), 1, LABELS, 61, 0.5, "title")
     assert np.array_equal(voxels.features, again.features)
 
 
@@ -89,7 +110,7 @@ def test_alpha_moves_the_split():
     cases = {"a": make_case((10, 12, 14), 1)}
     highest = []
     for alpha in (-0.5, 0.5, 1.0):
-        voxels = draw_features(network, cases, (8, 8, 8), 1, 3, 1000, alpha, "title")
+        voxels = draw_features(network, cases, (8, 8, 8), 1, LABELS, 1000, alpha, "title")
         highest.append(voxels.entropy[voxels.reliable].max())
     assert highest[0] < highest[1] < highest[2]
 
@@ -111,7 +132,7 @@ def test_only_drawn_voxels_are_looked_at_again():
     truth = np.full((1, 8, 8, 32), -1, np.int8)
     truth[..., 8:16] = 1
     case = Case(make_case((8, 8, 32), 0).data, truth)
-    voxels = draw_features(FeatureNetwork(network, None, CPU), {"a": case}, (8, 8, 8), 1, 3, 40, 0.5, "title")
+    voxels = draw_features(FeatureNetwork(network, None, CPU), {"a": case}, (8, 8, 8), 1, LABELS, 40, 0.5, "title")
     assert len(voxels) == 40
     assert len(forwards) == 4 + 1
 
@@ -119,7 +140,7 @@ def test_only_drawn_voxels_are_looked_at_again():
 def test_too_few_voxels():
     network, cases = FeatureNetwork(Pointwise(3), None, CPU), {"a": make_case((8, 8, 8), 1)}
     with pytest.raises(UserError, match=r"title: 6 voxels can be drawn, t-SNE needs at least 10\..*--cases"):
-        draw_features(network, cases, (8, 8, 8), 1, 3, 8, 0.5, "title")
+        draw_features(network, cases, (8, 8, 8), 1, LABELS, 8, 0.5, "title")
 
 
 def test_a_network_without_a_decoder_is_named():
