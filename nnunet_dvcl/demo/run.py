@@ -102,6 +102,7 @@ class Runner:
     def _environment(self) -> dict[str, str]:
         return {
             **os.environ,
+            "PYTHONUNBUFFERED": "1",  # else the error of a failed command stands before what it printed last
             **self.folders,
             "PATH": os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", os.defpath)]),
             "nnUNet_compile": "f",  # compiling takes longer than the demo

@@ -31,7 +31,8 @@ def test_a_failed_step_is_done_again(tmp_path):
     assert (tmp_path / "logs/a.done").exists()
 
 
-def test_a_failure_shows_the_last_lines_and_the_log(tmp_path):
+def test_a_failure_shows_the_last_lines_and_the_log(tmp_path, monkeypatch):
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
     code = "print('first'); [print('line', i) for i in range(40)]; raise SystemExit('out of disk')"
     with pytest.raises(UserError) as error:
         Runner(tmp_path).command("a", "Step A", sys.executable, "-c", code)
