@@ -10,7 +10,7 @@ from nnunet_dvcl import __version__
 from nnunet_dvcl.cli import main
 from nnunet_dvcl.errors import UserError
 
-COMMANDS = ("preprocess", "configure", "plot", "demo", "doctor", "trainers")
+COMMANDS = ("split", "preprocess", "configure", "plot", "demo", "doctor", "trainers")
 
 
 @pytest.fixture
@@ -73,6 +73,8 @@ def test_version(capsys):
         [],
         ["preprocess", "-d", "501"],
         ["configure", "-d", "501", "-c", "2d", "a=1"],
+        ["split", "-d", "501"],
+        ["split", "--count", "3"],
         ["plot"],
         ["plot", "curves"],
         ["plot", "features", "-d", "501", "-c", "2d", "-tr", "nnUNetTrainerDVCL"],

@@ -149,8 +149,8 @@ def _size(groups: Iterable[_Group]) -> int:
 def _check_occurrence(groups: Sequence[_Group], expected: Collection[str], what: str = "case") -> None:
     if missing := _missing(groups, expected):
         raise UserError(
-            f"No {what} has {', '.join(missing)}, so no network can learn it. Divide the cases otherwise (another seed, "
-            "stratified, fewer test cases), or take it out of dataset.json."
+            f"No {what} has {', '.join(missing)}, so no network can learn it. Divide the cases otherwise (another "
+            "seed, stratified, fewer test cases), or take it out of dataset.json."
         )
 
 
