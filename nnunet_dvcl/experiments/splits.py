@@ -130,7 +130,7 @@ def _check_arguments(labeled, count, unlabeled, test, num_folds) -> None:
 
 def _make_groups(case_classes: Mapping[str, Collection[str]], groups: Mapping[str, str]) -> list[_Group]:
     members: dict[str, list[str]] = {}
-    for case in sorted(case_classes):
+    for case in case_classes:
         members.setdefault(groups.get(case, case), []).append(case)
     return [
         _Group(name, tuple(cases), Counter(c for case in cases for c in set(case_classes[case])))

@@ -122,10 +122,12 @@ def test_a_region_occurs_where_one_of_its_labels_does(tiny_dataset):
 
 
 def test_a_scan_of_a_patient_that_is_evaluated(tiny_dataset):
-    shutil.copy(tiny_dataset.images / "scan_0_0000.nii.gz", tiny_dataset.images / "case_1b_0000.nii.gz")
+    for name in ("case_1b", "case_9"):
+        shutil.copy(tiny_dataset.images / "scan_0_0000.nii.gz", tiny_dataset.images / f"{name}_0000.nii.gz")
     with pytest.raises(UserError, match=r"imagesTr_unlabeled.*\n.*case_1b: of group case_1") as error:
         split_dataset("901", count=1, group_pattern=r"case_\d")
     assert "scan_0" not in str(error.value)
+    assert "case_9" not in str(error.value), "no labeled case is of this group"
     assert not (tiny_dataset.preprocessed / "splits_final.json").exists()
     split_dataset("901", count=1)
 

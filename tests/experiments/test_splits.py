@@ -206,7 +206,7 @@ def test_stratified_folds_and_labels_have_the_classes_equally_often():
                     worst = max(worst, abs(share - sum(name in c for c in cases.values()) / len(cases)))
         return worst
 
-    assert spread(lambda splits: [fold["val"] for fold in splits.folds], count=10) <= 0.1
+    assert spread(lambda splits: [fold["val"] for fold in splits.folds], count=10) == 0
     assert spread(lambda splits: [fold["train"] for fold in splits.folds], count=10) <= 0.1
     assert spread(lambda splits: [splits.test], count=10, test=0.25) <= 0.1
 
