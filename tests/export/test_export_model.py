@@ -160,7 +160,10 @@ def test_regions_are_compared(train):
     made = predictor(trainer.output_folder_base, (0,))
     summaries = compare_networks(made, source.networks, *preprocessed_validation_cases(made, 0))
     assert list(summaries) == ["A", "B", "averaged"]
-    assert all(len(summary["metric_per_case"]) == 2 and len(summary["mean"]) == 2 for summary in summaries.values())
+    assert all(len(summary["metric_per_case"]) == 2 for summary in summaries.values())
+    regions = made.label_manager.foreground_regions
+    assert regions != made.label_manager.foreground_labels
+    assert all(list(summary["mean"]) == regions for summary in summaries.values())
 
 
 def test_a_zip_of_nnunet_holds_it(train, tiny_dataset, tmp_path, monkeypatch):
@@ -215,6 +218,13 @@ def test_without_preprocessed_data_there_is_no_comparison(train, tmp_path, monke
         export_model(trainer.output_folder_base, "b", str(tmp_path / "out"), device="cpu")
     assert not list(tmp_path.glob("out*"))
     export_model(trainer.output_folder_base, "b", str(tmp_path / "out"), compare=False)
+
+
+def test_a_validation_case_that_is_not_preprocessed(train, tiny_dataset, tmp_path):
+    trainer = train()
+    tiny_dataset.write_splits(SPLIT | {"val": ["case_4", "case_9"]})
+    with pytest.raises(UserError, match=r"lacks case_9 of the validation cases of fold 0\..*give --no-compare"):
+        export_model(trainer.output_folder_base, "a", str(tmp_path / "out"), device="cpu")
 
 
 def test_the_fold_is_chosen(train, tmp_path):
