@@ -108,6 +108,13 @@ def test_a_patch_is_turned_in_the_plane_and_flipped_and_nothing_else():
     assert seen == possible
 
 
+def test_a_patch_may_stay_as_it_is():
+    transforms = PaperProtocol.get_training_transforms((2, 3, 3), None, None, None, False)
+    image = torch.arange(18.0).reshape(1, 2, 3, 3)
+    seen = {tuple(transforms(image=image.clone())["image"].ravel().tolist()) for _ in range(100)}
+    assert seen == {tuple(torch.rot90(image, k, (2, 3)).ravel().tolist()) for k in range(4)}
+
+
 def test_axes_of_different_size_are_not_exchanged():
     transforms = PaperProtocol.get_training_transforms((4, 2, 3), None, None, None, False)
     image = torch.rand(1, 4, 2, 3)
