@@ -41,6 +41,7 @@ class nnUNetTrainerSSL(nnUNetTrainerSupervised):
       checkpointed),
     - `build_memory`: banks, queues, averaged teachers (checkpointed only),
     - `students`: the networks that get nnU-Net's supervised loss,
+    - `views` and `forward`: what a student sees of the images, and how it is run on it,
     - `ssl_terms`: its terms of the total loss, and what it wants logged,
     - `before_backward`: what it wants to look at between the terms and their gradients,
     - `after_step`: what follows the optimizer's step,
@@ -77,6 +78,10 @@ class nnUNetTrainerSSL(nnUNetTrainerSupervised):
     def views(self, image: Tensor) -> dict[str, Tensor]:
         """What each student sees of the images that the loaders make."""
         return dict.fromkeys(self.students(), image)
+
+    def forward(self, name: str, image: Tensor) -> Tensor | list[Tensor]:
+        """A student's output for what it sees, with gradient."""
+        return self.students()[name](image)
 
     def ssl_terms(self, step: Step) -> dict[str, Term]:
         raise NotImplementedError("nnUNetTrainerSSL is the base of the methods: train with one, e.g. nnUNetTrainerDVCL")
@@ -188,7 +193,7 @@ class nnUNetTrainerSSL(nnUNetTrainerSupervised):
 
         self.optimizer.zero_grad(set_to_none=True)
         with self._autocast():
-            outputs = {name: network(views[name]) for name, network in self.students().items()}
+            outputs = {name: self.forward(name, views[name]) for name in self.students()}
             terms = {
                 f"supervised_{name}": Term(self.loss(labeled_part(output, num_labeled), target), 1.0)
                 for name, output in outputs.items()
