@@ -49,9 +49,9 @@ def find_scans(release: Release, source: str, any_count: bool = False) -> list[S
 
 
 def _files(source: str) -> Iterator[str]:
-    """Paths of the NIfTI files inside of ``source``, with ``/``."""
+    """Paths of the files inside of ``source``, with ``/``."""
     for folder, _, names in os.walk(source, followlinks=True):
-        yield from (relpath(join(folder, name), source).replace(os.sep, "/") for name in names if name.endswith(".gz"))
+        yield from (relpath(join(folder, name), source).replace(os.sep, "/") for name in names)
 
 
 def _scans(part: Part, source: str, files: Iterable[str]) -> list[Scan]:

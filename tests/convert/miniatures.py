@@ -40,6 +40,8 @@ LAYOUTS: dict[str, list[tuple[str, str | None]]] = {
         ("ct_test/ct_test_2001_image.nii.gz", None),
         ("mr_train/mr_train_1001_image.nii.gz", "mr_train/mr_train_1001_label.nii.gz"),
         ("mr_test/mr_test_2001_image.nii.gz", None),
+        ("ct_train/old_ct_train_1001_image.nii.gz", None),
+        ("ct_train/ct_train_1020_image.nii.gz.part.nii", None),
     ],
     "btcv": [
         *(
