@@ -60,6 +60,7 @@ setup(
         "batchgeneratorsv2>=0.3.2",
         "filelock>=3.12",
         "matplotlib>=3.8",
+        "nibabel>=4.0.2",
         "nnunetv2>=2.8.1,<3",
         "numpy>=1.26",
         "packaging>=23",

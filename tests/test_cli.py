@@ -10,7 +10,7 @@ from nnunet_dvcl import __version__
 from nnunet_dvcl.cli import main
 from nnunet_dvcl.errors import UserError
 
-COMMANDS = ("preprocess", "configure", "plot", "demo", "doctor", "trainers")
+COMMANDS = ("convert", "preprocess", "configure", "plot", "demo", "doctor", "trainers")
 
 
 @pytest.fixture
@@ -71,6 +71,8 @@ def test_version(capsys):
     "argv",
     [
         [],
+        ["convert", "btcv", "folder"],
+        ["convert", "-d", "501"],
         ["preprocess", "-d", "501"],
         ["configure", "-d", "501", "-c", "2d", "a=1"],
         ["plot"],
@@ -83,6 +85,24 @@ def test_what_is_missing_is_said(argv, capsys):
         main(argv)
     assert stop.value.code == 2
     assert "required" in capsys.readouterr().err
+
+
+def test_convert(fake):
+    calls = fake("nnunet_dvcl.convert.dataset", "convert_dataset")
+    options = ["--link", "--max-unlabeled", "378", "--any-count", "--ignore-geometry"]
+    assert main(["convert", "flare22", "downloads", "-d", "22"]) == 0
+    assert main(["convert", "amos", "downloads", "-d", "23", *options]) == 0
+    assert calls == [
+        ("flare22", "downloads", 22, False, None, False, False),
+        ("amos", "downloads", 23, True, 378, True, True),
+    ]
+
+
+@pytest.mark.parametrize("argv", [["kits", "x", "-d", "1"], ["btcv", "x", "-d", "0"], ["btcv", "x", "-d", "1000"]])
+def test_convert_refuses_what_cannot_be(argv, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["convert", *argv])
+    assert stop.value.code == 2
 
 
 def test_preprocess_runs_each_configuration(fake, capsys):
