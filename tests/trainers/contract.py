@@ -171,7 +171,7 @@ def check_prediction(trainer, image: Tensor) -> None:
     predicted = predictor.network.eval()(image)
     network = unwrap(trainer.network)
     network.eval()
-    assert torch.equal(predicted, full_resolution(network(image)))
+    assert torch.equal(predicted, full_resolution(network(image))), "plain nnU-Net has other logits than network A"
     network.train()
 
 

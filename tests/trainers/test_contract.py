@@ -12,6 +12,7 @@ from nnunetv2.training.nnUNetTrainer.variants.network_architecture.nnUNetTrainer
 
 import nnunet_dvcl.trainers as trainers
 from nnunet_dvcl.data import preprocess_unlabeled
+from nnunet_dvcl.trainers import nnUNetTrainerDVCL
 
 TRAINERS = [name for name in trainers.__all__ if name != "nnUNetTrainerSSL"]
 PATCHES = {"2d": [16, 16], "3d": [8, 8, 8]}
@@ -79,3 +80,67 @@ def without_deep_supervision(trainer_class: type) -> type:
 def test_contract(builder, name, dimension, deep_supervision):
     trainer_class = getattr(trainers, name)
     check_contract(builder(trainer_class if deep_supervision else without_deep_supervision(trainer_class), dimension))
+
+
+# ---------------------------------------------------------------- the contract itself
+
+
+class ForgetsItsQueue(nnUNetTrainerDVCL):
+    def load_ssl_state(self, state):
+        state.memory.update({key: value * 0 for key, value in state.memory.items() if key.startswith("queue")})
+        super().load_ssl_state(state)
+
+
+class ForgetsItsProgress(nnUNetTrainerDVCL):
+    def load_ssl_state(self, state):
+        super().load_ssl_state(state)
+        self.iteration = 0
+
+
+class DoesNotTrainB(nnUNetTrainerDVCL):
+    def initialize(self):
+        super().initialize()
+        del self.optimizer.param_groups[1]
+
+
+class DoesNotReachItsHeads(nnUNetTrainerDVCL):
+    def project(self, name, volume, index):
+        return super().project(name, volume, index).detach()
+
+
+class ChangesInValidation(nnUNetTrainerDVCL):
+    def epoch_statistics(self):
+        self.memory["bank"].cursor += 1
+        return super().epoch_statistics()
+
+
+class LearnsNothing(nnUNetTrainerDVCL):
+    def configure_optimizers(self):
+        optimizer, scheduler = super().configure_optimizers()
+        scheduler.initial_lr = 0.0
+        return optimizer, scheduler
+
+
+class SavesAnotherNetwork(nnUNetTrainerDVCL):
+    def save_checkpoint(self, filename):
+        trained, self.network = self.network, self.companions["B"]
+        super().save_checkpoint(filename)
+        self.network = trained
+
+
+@pytest.mark.parametrize("label_mode", ["labels"])
+@pytest.mark.parametrize(
+    ("broken", "message"),
+    [
+        (ForgetsItsQueue, r"differ: \['memory\.queue"),
+        (ForgetsItsProgress, r"differ: \['iteration'\]"),
+        (DoesNotTrainB, r"not in the optimizer: \['B\."),
+        (DoesNotReachItsHeads, r"no gradient reached \['head_A.*'head_B"),
+        (ChangesInValidation, r"differ: \['memory\.bank\.cursor'\]"),
+        (LearnsNothing, "supervised_A does not fall"),
+        (SavesAnotherNetwork, "logits"),
+    ],
+)
+def test_a_broken_trainer_does_not_pass(builder, broken, message):
+    with pytest.raises(AssertionError, match=message):
+        check_contract(builder(broken, "2d"))
