@@ -2,6 +2,7 @@
 
 import copy
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -80,6 +81,14 @@ def without_deep_supervision(trainer_class: type) -> type:
 def test_contract(builder, name, dimension, deep_supervision):
     trainer_class = getattr(trainers, name)
     check_contract(builder(trainer_class if deep_supervision else without_deep_supervision(trainer_class), dimension))
+
+
+@pytest.mark.parametrize("label_mode", ["labels"])
+def test_the_example_of_a_method_in_the_docs_holds_it(builder):
+    page = (Path(__file__).parents[2] / "docs/how-to/add-a-method.md").read_text()
+    namespace = {"__name__": __name__}
+    exec(page.partition("```python\n")[2].partition("```")[0], namespace)
+    check_contract(builder(namespace["nnUNetTrainerAveragedTeacher"], "2d"))
 
 
 # ---------------------------------------------------------------- the contract itself

@@ -1,6 +1,7 @@
 """Plans, data and folds of every kind that nnU-Net knows, through our trainers: docs/reference/supported.md."""
 
 import json
+import re
 from functools import partial
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from nnunetv2.experiment_planning.experiment_planners.residual_unets.residual_en
 )
 from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2, nnUNetDatasetNumpy
+from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
+from nnunetv2.training.lr_scheduler.warmup import Lin_incr_LRScheduler, PolyLRScheduler_offset
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.training.nnUNetTrainer.primus.primus_trainers import AbstractPrimus
 from nnunetv2.training.nnUNetTrainer.variants.network_architecture.nnUNetTrainerBN import nnUNetTrainerBN
@@ -152,16 +155,20 @@ def test_a_network_without_a_unets_decoder_is_refused_before_any_work(tiny_datas
 @pytest.mark.parametrize("trainer_class", [nnUNetTrainerSupervised, nnUNetTrainerCPS])
 def test_a_method_without_features_trains_any_network(tiny_dataset, build_trainer, trainer_class, optimizer):
     """With nnU-Net's Primus trainers come their warm-up and, where the plans name no other, their optimizer."""
-    mixed = type("Mixed", (trainer_class, TinyPrimus), {})
-    trainer = build_trainer(mixed, optimizer=optimizer)
+    trainer = build_trainer(type("Mixed", (trainer_class, TinyPrimus), {}), optimizer=optimizer)
+    trainer.warmup_duration_whole_net = 1
     trainer.on_train_start()
-    trainer.on_train_epoch_start()
-    before = {name: parameters_to_vector(network.parameters()) for name, network in students(trainer).items()}
-    for _ in range(2):
+    schedules = []
+    for trainer.current_epoch in range(2):
+        before = {name: parameters_to_vector(network.parameters()) for name, network in students(trainer).items()}
+        trainer.on_train_epoch_start()
         assert np.isfinite(trainer.train_step(next(trainer.dataloader_train))["loss"])
+        for name, network in students(trainer).items():
+            assert not torch.equal(parameters_to_vector(network.parameters()), before[name]), name
+        schedules.append(type(trainer.lr_scheduler))
     assert isinstance(trainer.optimizer, torch.optim.AdamW)
-    for name, network in students(trainer).items():
-        assert not torch.equal(parameters_to_vector(network.parameters()), before[name]), name
+    theirs = [Lin_incr_LRScheduler, PolyLRScheduler_offset]
+    assert schedules == (theirs if optimizer == "sgd" else [PolyLRScheduler] * 2)
 
 
 def test_what_an_own_network_lacks_for_deep_supervision_is_said(build_trainer):
@@ -307,3 +314,12 @@ def test_a_fold_that_the_file_does_not_have(tiny_dataset, contract):
     assert (len(train), len(val)) == (4, 2)
     log = Path(trainer.log_file).read_text()
     assert "Unlabeled cases: 3 of imagesTr_unlabeled, 0 of the split" in log
+
+
+# ---------------------------------------------------------------- documentation
+
+
+def test_the_page_names_each_test():
+    page = (Path(__file__).parents[2] / "docs/reference/supported.md").read_text()
+    named = set(re.findall(r"`(test_\w+)`", page))
+    assert named ^ {"test_contract", "test_the_page_names_each_test"} == {n for n in globals() if n.startswith("test_")}
