@@ -29,8 +29,9 @@ def last_segmentation_layer(network: nn.Module) -> nn.Module:
     layers = getattr(getattr(unwrap(network), "decoder", None), "seg_layers", None)
     if not layers:
         raise NotImplementedError(
-            f"{type(unwrap(network)).__name__} has no decoder.seg_layers: DVCL takes its features from the input of "
-            "the decoder's last segmentation layer. Use plans with one of nnU-Net's U-Nets."
+            f"{type(unwrap(network)).__name__} has no decoder.seg_layers: the contrast takes its features from the "
+            "input of the decoder's last segmentation layer. Use one of nnU-Net's U-Nets, or a method without "
+            "contrast: nnUNetTrainerCPS."
         )
     return layers[-1]
 

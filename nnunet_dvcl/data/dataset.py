@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 import numpy as np
-from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset
+from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset, nnUNetDatasetNumpy
 
 
 class _LazyArray:
@@ -24,7 +24,7 @@ class _LazyArray:
         return self._show(self._stored[key])
 
 
-class Image(_LazyArray):
+class Writable(_LazyArray):
     """What is read can be written to: nnU-Net's transforms work in place, on a read-only memory map they crash."""
 
     @staticmethod
@@ -55,10 +55,19 @@ class UnlabeledDataset:
     def __len__(self) -> int:
         return len(self.identifiers)
 
-    def load_case(self, identifier: str) -> tuple[Image, ImageMask, None, dict]:
+    def load_case(self, identifier: str) -> tuple[Writable, ImageMask, None, dict]:
         """As nnU-Net's dataset classes: data, mask in the place of the segmentation, no previous stage, properties.
 
         Data [channels, *S] float32 and mask [1, *S] are lazy; ``properties["class_locations"]`` is None.
         """
         data, segmentation, _, properties = self._source[identifier].load_case(identifier)
-        return Image(data), ImageMask(segmentation), None, {**properties, "class_locations": None}
+        return Writable(data), ImageMask(segmentation), None, {**properties, "class_locations": None}
+
+
+class NumpyDataset(nnUNetDatasetNumpy):
+    """nnU-Net's data set of ``.npz`` files and, once a training has unpacked them, of memory maps; see `Writable`."""
+
+    def load_case(self, identifier: str) -> tuple[Writable, Writable, Writable | None, dict]:
+        data, segmentation, previous_stage, properties = super().load_case(identifier)
+        previous_stage = None if previous_stage is None else Writable(previous_stage)
+        return Writable(data), Writable(segmentation), previous_stage, properties

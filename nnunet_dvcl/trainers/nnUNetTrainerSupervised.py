@@ -11,11 +11,13 @@ from typing import ClassVar
 
 import numpy as np
 import torch
+from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetNumpy
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import nn
 
 from nnunet_dvcl.config import TrainingConfig
+from nnunet_dvcl.data import NumpyDataset
 from nnunet_dvcl.networks import unwrap
 from nnunet_dvcl.trainers.checkpoint import SSLState, add_ssl_state, read_ssl_state
 
@@ -42,19 +44,33 @@ class nnUNetTrainerSupervised(nnUNetTrainer):
         self._respect_num_threads()
         self._seed_everything()
         super().initialize()
+        if self.dataset_class is nnUNetDatasetNumpy:
+            self.dataset_class = NumpyDataset
         self.logger.update_config({"ssl": asdict(self.config)})
         self.print_to_log_file(f"{type(self).__name__} uses {json.dumps(asdict(self.config))}")
 
     def read_config(self) -> TrainingConfig:
         return self.config_class.from_plans(self.configuration_manager.configuration)
 
-    def configure_optimizers(self):
+    def configure_optimizers(self, *stage):
+        """`stage` comes from those trainers of nnU-Net that have a warm-up, and ask again when it begins and ends."""
         if self.config.optimizer == "sgd":
-            return super().configure_optimizers()
+            return super().configure_optimizers(*stage)
+        if self.optimizer is not None:
+            return self.optimizer, self.lr_scheduler
         optimizer = torch.optim.AdamW(
             self.network.parameters(), self.initial_lr, weight_decay=self.weight_decay, amsgrad=True
         )
         return optimizer, PolyLRScheduler(optimizer, self.initial_lr, self.num_epochs)
+
+    def set_deep_supervision_enabled(self, enabled: bool) -> None:
+        try:
+            super().set_deep_supervision_enabled(enabled)
+        except AttributeError as error:
+            raise NotImplementedError(
+                f"{type(unwrap(self.network)).__name__} has no decoder whose deep supervision nnU-Net could switch: "
+                "override set_deep_supervision_enabled, as nnU-Net's Primus trainers do."
+            ) from error
 
     def build_vanilla_network(self, enable_deep_supervision: bool) -> nn.Module:
         """The network as nnU-Net builds it from the plans alone, with fresh weights, on the CPU."""
