@@ -11,6 +11,7 @@ from nnunet_dvcl.cli import main
 from nnunet_dvcl.errors import UserError
 
 COMMANDS = ("convert", "preprocess", "configure", "plot", "demo", "doctor", "trainers")
+COMMANDS = ("split", "preprocess", "configure", "plot", "export", "demo", "doctor", "trainers")
 
 
 @pytest.fixture
@@ -75,6 +76,10 @@ def test_version(capsys):
         ["convert", "-d", "501"],
         ["preprocess", "-d", "501"],
         ["configure", "-d", "501", "-c", "2d", "a=1"],
+        ["split", "-d", "501"],
+        ["split", "--count", "3"],
+        ["export", "folder", "--network", "a"],
+        ["export", "folder", "--to", "elsewhere"],
         ["plot"],
         ["plot", "curves"],
         ["plot", "features", "-d", "501", "-c", "2d", "-tr", "nnUNetTrainerDVCL"],
@@ -173,6 +178,23 @@ def test_plot_features_refuses_what_cannot_be(option, capsys):
     with pytest.raises(SystemExit) as stop:
         main(["plot", "features", "-d", "501", "-c", "2d", "-f", "0", "-tr", "nnUNetTrainerDVCL", *option])
     assert stop.value.code == 2
+
+
+def test_export(fake, capsys):
+    module = ModuleType("nnunet_dvcl.export.model")
+    module.NETWORKS, calls = {"a": "A", "both": "AB"}, []
+    module.export_model = lambda *args: calls.append(args)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "nnunet_dvcl.export.model", module)
+        assert main(["export", "model", "--network", "a", "--to", "out"]) == 0
+        assert capsys.readouterr().out.endswith("-m out -f 0\n")
+        options = ["-f", "1", "-chk", "best", "--no-compare", "-device", "cpu"]
+        assert main(["export", "model", "--network", "both", "--to", "out", *options]) == 0
+        assert capsys.readouterr().out.endswith("-m out -f 0 1\n")
+    assert calls == [
+        ("model", "a", "out", None, "checkpoint_final.pth", True, None),
+        ("model", "both", "out", "1", "best", False, "cpu"),
+    ]
 
 
 def test_demo(fake):
