@@ -19,6 +19,9 @@ def add(commands) -> None:
     verb = _add_verb(verbs, "commands", print_commands, "print a command line for each run that is not finished")
     verb.add_argument("--nnunet", action="store_true", help="nnU-Net's own command lines")
 
+    verb = _add_verb(verbs, "report", report, "write tables and a picture of the runs that are finished")
+    verb.add_argument("-o", metavar="FOLDER", help="output folder (NAME_report beside the file)")
+
 
 def _add_verb(verbs, name: str, run, summary: str) -> argparse.ArgumentParser:
     verb = add_command(verbs, name, run, summary)
@@ -55,4 +58,17 @@ def print_commands(args: argparse.Namespace) -> int:
     from nnunet_dvcl.experiments.listing import command_lines
 
     print(*command_lines(_place(args), args.nnunet), sep="\n")
+    return 0
+
+
+def report(args: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    from nnunet_dvcl.experiments.report import write_report
+
+    place = _place(args)
+    experiment = place.experiment
+    file = write_report(place, Path(args.o or experiment.file.with_name(f"{experiment.name}_report")))
+    print(file.read_text(encoding="utf-8"))
+    print(f"Wrote {file} and, beside it, table.csv, cases.csv, tables.tex, dice.png and dice.svg")
     return 0

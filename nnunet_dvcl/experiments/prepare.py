@@ -13,7 +13,6 @@ from pathlib import Path
 
 from batchgenerators.utilities.file_and_folder_operations import load_json
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
-from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
 from nnunet_dvcl import trainers
 from nnunet_dvcl.configure import configure
@@ -95,11 +94,16 @@ def _wait(file: Path) -> Lock:
 def check_trainers(names: Iterable[str]) -> None:
     """``UserError`` for a trainer that nnU-Net does not find, before anything else is done."""
     for name in names:
-        if name == "nnUNetTrainerSSL" or not (hasattr(trainers, name) or _nnunet_has(name)):
+        if name == "nnUNetTrainerSSL" or not (is_ours(name) or _nnunet_has(name)):
             raise UserError(
                 f"There is no trainer {name}. Ours are listed by nnunet_dvcl trainers; nnU-Net's own are nnUNetTrainer "
                 "and its variants."
             )
+
+
+def is_ours(trainer: str) -> bool:
+    """Whether it is one of this package's, which can be seeded."""
+    return hasattr(trainers, trainer)
 
 
 def _nnunet_has(name: str) -> bool:
@@ -146,14 +150,9 @@ def _preprocess(place: Workplace, call: Callable[[Command, str], None]) -> None:
             raise UserError(f"The plans {plans} have no configuration {base}. They have: {known}.")
         if manager.get_configuration(base).previous_stage_name is not None:
             raise UserError(f"{base} is the second stage of a cascade, which an experiment does not support yet.")
-    labeled = set(_labeled_cases(place))
+    labeled = set(place.labeled_cases)
     if missing := [base for base in bases if labeled - _preprocessed_cases(place, manager, base)]:
         call(Command("nnUNetv2_preprocess", "-d", place.dataset_id, "-plans_name", plans, "-c", *missing), "preprocess")
-
-
-def _labeled_cases(place: Workplace) -> dict[str, dict]:
-    """Case -> its images and label, as nnU-Net finds them."""
-    return get_filenames_of_train_images_and_targets(str(place.raw), load_json(str(place.raw / "dataset.json")))
 
 
 def _preprocessed_cases(place: Workplace, manager: PlansManager, configuration: str) -> set[str]:
@@ -169,7 +168,7 @@ def _preprocessed_cases(place: Workplace, manager: PlansManager, configuration: 
 def _preprocess_unlabeled(
     place: Workplace, runs: list[Run], cases: Cases, call: Callable[[Command, str], None]
 ) -> None:
-    scans = find_unlabeled_images(str(place.raw), load_json(str(place.raw / "dataset.json")))
+    scans = find_unlabeled_images(str(place.raw), place.dataset_json)
     for run in runs:
         if uses_unlabeled(run) and not cases.splits[run.split].get("unlabeled") and not (scans and uses_folder(run)):
             raise UserError(
@@ -274,8 +273,8 @@ def _draw(place: Workplace) -> tuple[list[dict[str, list[str]]], list[str]]:
     Folds and test cases are the same for each amount, and the labeled cases are nested.
     """
     options = place.experiment.splits
-    dataset_json = load_json(str(place.raw / "dataset.json"))
-    segmentations = {case: files["label"] for case, files in _labeled_cases(place).items()}
+    dataset_json = place.dataset_json
+    segmentations = {case: files["label"] for case, files in place.labeled_cases.items()}
     classes = _case_classes(place, segmentations, dataset_json)
     groups = group_by(segmentations, options.group_by) if options.group_by else None
     entries: dict[int, dict[str, list[str]]] = {}
@@ -326,7 +325,7 @@ def _check_kept(experiment: Experiment, folds: list[dict], splits_file: Path) ->
 
 
 def _cases_of_images_ts(place: Workplace) -> list[str]:
-    ending = load_json(str(place.raw / "dataset.json"))["file_ending"]
+    ending = place.dataset_json["file_ending"]
     labels = {file.name.removesuffix(ending) for file in place.test_labels.glob(f"*{ending}")}
     images = {file.name.removesuffix(f"_0000{ending}") for file in place.test_images.glob(f"*_0000{ending}")}
     if not labels:
@@ -341,8 +340,8 @@ def _link_test_images(place: Workplace, cases: Cases) -> None:
     if not cases.test or place.experiment.splits.test == IMAGES_TS:
         return
     place.test_images.mkdir(parents=True, exist_ok=True)
-    ending = load_json(str(place.raw / "dataset.json"))["file_ending"]
-    images = _labeled_cases(place)
+    ending = place.dataset_json["file_ending"]
+    images = place.labeled_cases
     wanted = {
         f"{case}_{channel:04d}{ending}": os.path.realpath(file)
         for case in cases.test

@@ -289,7 +289,11 @@ def _stop(process: subprocess.Popen) -> None:
 def _stoppable() -> Iterator[None]:
     """SIGTERM (a queueing system's) ends the block as Ctrl-C does."""
 
+    owner = os.getpid()
+
     def interrupt(*_) -> None:
+        if os.getpid() != owner:  # a forked worker, which has inherited this and has to end
+            os._exit(128 + signal.SIGTERM)
         raise KeyboardInterrupt
 
     if threading.current_thread() is not threading.main_thread():

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from copy import deepcopy
 from dataclasses import dataclass
 from enum import Enum
 from functools import cached_property
 from itertools import product
 from pathlib import Path
 
+from batchgenerators.utilities.file_and_folder_operations import load_json
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw, nnUNet_results
 from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
+from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
 from nnunet_dvcl.errors import UserError
 from nnunet_dvcl.experiments.file import IMAGES_TS, Amount, Configuration, Experiment, Row
@@ -141,6 +144,22 @@ class Workplace:
     @property
     def preprocessed(self) -> Path:
         return Path(nnUNet_preprocessed, self.dataset)
+
+    @cached_property
+    def dataset_json(self) -> dict:
+        return load_json(str(self.raw / "dataset.json"))
+
+    @cached_property
+    def labeled_cases(self) -> dict[str, dict]:
+        """Case -> ``images`` (one file a channel) and ``label``, as nnU-Net finds them."""
+        if "dataset" in self.dataset_json:
+            return get_filenames_of_train_images_and_targets(str(self.raw), deepcopy(self.dataset_json))
+        # nnU-Net would start a pool of processes to list a folder
+        ending, images = self.dataset_json["file_ending"], {}
+        for file in sorted((self.raw / "imagesTr").glob(f"*{ending}")):
+            images.setdefault(file.name[: -len(ending) - len("_0000")], []).append(str(file))
+        labels = self.raw / "labelsTr"
+        return {case: {"images": files, "label": str(labels / f"{case}{ending}")} for case, files in images.items()}
 
     @property
     def folder(self) -> Path:

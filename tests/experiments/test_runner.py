@@ -128,7 +128,10 @@ def test_a_training_that_only_lacks_its_validation_is_only_validated(place, fake
 
 
 def test_each_device_has_one_run_at_a_time(place, fakes):
-    here = place(trainers=["nnUNetTrainer", "nnUNetTrainerSupervised", "nnUNetTrainerCPS"], splits={"labeled": ["50%"]})
+    here = place(
+        trainers=["nnUNetTrainer", "nnUNetTrainerSupervised", "nnUNetTrainerSupervised_5epochs"],
+        splits={"labeled": ["50%"]},
+    )
     busy = f"{fakes.folder}/busy.$CUDA_VISIBLE_DEVICES"
     fakes.let(
         "2d_small_seed0", f"mkdir {busy} || exit 1; sleep 0.3; rmdir {busy}; echo $7 {busy} >> {fakes.folder}/used"
@@ -205,11 +208,11 @@ def test_splits_of_the_user_are_not_replaced(place, fakes, tiny_dataset):
         run_experiment(place())
     assert json.loads((tiny_dataset.preprocessed / "splits_final.json").read_text())[0] == own
 
-    here = place(splits={"keep": {"few": [1]}}, trainers=["nnUNetTrainerDVCL"])
+    here = place(splits={"keep": {"few": [1]}}, trainers=["nnUNetTrainer"])
     assert run_experiment(here) == 0
     assert " 2d_small_seed0 1 " in fakes.calls[0]
     with pytest.raises(UserError, match=r"has 2 entries, and splits\.keep\.few names 2"):
-        run_experiment(place(splits={"keep": {"few": [2]}}))
+        run_experiment(place(splits={"keep": {"few": [2]}}, trainers="nnUNetTrainer"))
 
 
 def test_results_of_other_values_or_cases_are_not_taken_for_these(place, fakes, tiny_dataset):
@@ -244,7 +247,7 @@ def test_results_that_no_experiment_made_are_not_taken(place, fakes):
             {"trainers": [{"trainer": "nnUNetTrainerDVCL", "name": "D", "set": {"ssl.unlabeled_folder": False}}]},
             "D__2d_small__100pct__fold0__seed0 has no unlabeled case",
         ),
-        ({"splits": {"labeled": [2], "test": "imagesTs"}}, r"labelsTs has no labels"),
+        ({"splits": {"labeled": [2], "test": "imagesTs"}, "trainers": "nnUNetTrainer"}, r"labelsTs has no labels"),
     ],
 )
 def test_what_cannot_be_done_is_said_before_anything_is(place, fakes, changes, message):
@@ -263,8 +266,8 @@ def test_status(place, fakes, write, capsys):
     capsys.readouterr()
     assert main(["experiment", "status", str(write())]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "finished    nnUNetTrainer__2d_small__50pct__fold0__seed0"
-    assert lines[1].startswith("failed      DVCL__2d_small__50pct__fold0__seed0  ")
+    assert lines[0] == "finished  nnUNetTrainer__2d_small__50pct__fold0__seed0"
+    assert lines[1].startswith("failed    DVCL__2d_small__50pct__fold0__seed0  ")
     assert lines[-1] == "3 runs: 1 waiting, 1 finished, 1 failed"
 
 
