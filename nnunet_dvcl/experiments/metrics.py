@@ -135,7 +135,7 @@ def measure_folders(
 def _measure_all(todo: list[tuple], dataset_json: dict, tolerance: float):
     """Yields (folder, case, metrics)."""
     progress = tqdm(total=len(todo), desc="Metrics", unit="case", disable=not todo)
-    workers = min(default_num_processes, os.cpu_count() or 1, len(todo) // 8)  # a worker takes seconds to start
+    workers = min(default_num_processes, os.cpu_count() or 1, len(todo) // 20)  # a worker takes seconds to start
     with progress:
         if workers < 2:
             for folder, case, truth, prediction in todo:

@@ -82,7 +82,7 @@ def _table(header: list[str], rows: Iterable[list[str]]) -> str:
 
 def markdown(place: Workplace, cases: Cases, results: Results) -> str:
     """The whole report."""
-    parts = [f"# {place.experiment.name}", _what_was_compared(place, cases, results)]
+    parts = [f"# {place.experiment.name}\n", _what_was_compared(place, cases, results)]
     for group, rows in results.groups.items():
         parts.append(f"## {group.configuration}, {group.amount} labeled\n")
         parts += [_metric_table(metric, rows, results) for metric in METRICS]
@@ -109,7 +109,7 @@ def _what_was_compared(place: Workplace, cases: Cases, results: Results) -> str:
     lines = [
         f"{place.dataset}, plans {experiment.plans}; nnunet_dvcl {__version__}.",
         f"Cases: {_evaluated(place, cases)}",
-        f"Checkpoint: {CHECKPOINT}, of the last epoch. No checkpoint and no value was selected on the cases compared.",
+        f"Checkpoint: {CHECKPOINT}, of the last epoch, in all runs: no checkpoint was selected on any case.",
         f"Values are means over the cases, then mean ± standard deviation over the seeds ({_seeds(results)}).",
         absent,
         "The mean is that of the organs' means, as nnU-Net's foreground mean; it is n/a when an organ has no value.",
@@ -121,7 +121,7 @@ def _what_was_compared(place: Workplace, cases: Cases, results: Results) -> str:
         lines.append(
             f"p: two-sided Wilcoxon signed-rank test against {_title(place, experiment.report.baseline)}, paired over "
             "the cases; the value of a case is the mean over its organs and the seeds. Corrected by Holm's procedure "
-            f"over the {number} comparisons of each metric in this report. It says nothing of the spread over other "
+            f"for the number of comparisons of each metric in this report, {number}. It says nothing of the spread over other "
             "draws of the labeled cases."
         )
     stock = sorted({row.trainer for rows in results.groups.values() for row in rows if not is_ours(row.trainer)})
@@ -177,14 +177,19 @@ def _test_table(place: Workplace, group: Group, rows: list[RowResult], results: 
     if all(row.name != baseline for row in rows):
         return f"No test: {_title(place, baseline)} has no finished run here.\n"
     header = [f"against {_title(place, baseline)}"]
-    header += [text for metric in METRICS for text in (f"{metric} difference", "p")]
+    header += [text for metric in METRICS for text in (f"{metric} difference", "p (cases)")]
     lines = []
     for row in rows:
         if row.name == baseline:
             continue
         found = [(results.tests[group, row.name, metric], metric) for metric in METRICS]
-        lines.append([row.title, *(t for (test, p), m in found for t in (_signed(test.difference, m), _p(p)))])
-    return _table([*header, "cases"], [[*line, str(len(rows[0].cases))] for line in lines]) if lines else ""
+        lines.append(
+            [
+                row.title,
+                *(t for (test, p), m in found for t in (_signed(test.difference, m), f"{_p(p)} ({test.num_cases})")),
+            ]
+        )
+    return _table(header, lines) if lines else ""
 
 
 def _signed(value: float, metric: str) -> str:
