@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from nnunet_dvcl import __version__
 from nnunet_dvcl.commands import configure, convert, demo, doctor, plot, preprocess, trainers
 from nnunet_dvcl.commands import configure, demo, doctor, export, plot, preprocess, split, trainers
+from nnunet_dvcl.commands import configure, demo, doctor, experiment, plot, preprocess, split, trainers
 from nnunet_dvcl.errors import UserError
 
 # in the order of ``nnunet_dvcl --help``
@@ -17,6 +18,7 @@ COMMANDS = (
     configure,
     plot,
     export,
+    experiment,
     demo,
     trainers,
     doctor,

@@ -139,6 +139,7 @@ class nnUNetTrainerSSL(nnUNetTrainerSupervised):
             self.fold,
             min(default_num_processes, os.cpu_count() or 1),
             self.print_to_log_file,
+            use_folder=self.config.unlabeled_folder,
         )
         labeled_workers, unlabeled_workers = divide_workers(
             get_allowed_n_proc_DA(), self.batch_size, self.unlabeled_batch_size
