@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 
 from nnunet_dvcl import __version__
-from nnunet_dvcl.commands import configure, demo, doctor, plot, preprocess, trainers
+from nnunet_dvcl.commands import configure, demo, doctor, inspect, plot, preprocess, trainers
 from nnunet_dvcl.errors import UserError
 
 # in the order of ``nnunet_dvcl --help``
@@ -13,6 +13,7 @@ COMMANDS = (
     preprocess,
     configure,
     plot,
+    inspect,
     demo,
     trainers,
     doctor,

@@ -10,7 +10,7 @@ from nnunet_dvcl import __version__
 from nnunet_dvcl.cli import main
 from nnunet_dvcl.errors import UserError
 
-COMMANDS = ("preprocess", "configure", "plot", "demo", "doctor", "trainers")
+COMMANDS = ("preprocess", "configure", "plot", "inspect", "demo", "doctor", "trainers")
 
 
 @pytest.fixture
@@ -75,6 +75,7 @@ def test_version(capsys):
         ["configure", "-d", "501", "-c", "2d", "a=1"],
         ["plot"],
         ["plot", "curves"],
+        ["inspect"],
         ["plot", "features", "-d", "501", "-c", "2d", "-tr", "nnUNetTrainerDVCL"],
     ],
 )

@@ -21,7 +21,6 @@ from nnunet_dvcl.data import (
 from nnunet_dvcl.errors import UserError
 from nnunet_dvcl.trainers import nnUNetTrainerDVCL
 
-
 # batchgenerators' own thread says what it saw, too
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 
