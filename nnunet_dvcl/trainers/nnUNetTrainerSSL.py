@@ -180,6 +180,7 @@ class nnUNetTrainerSSL(nnUNetTrainerSupervised):
 
     def train_step(self, batch: dict) -> dict[str, float]:
         """The supervised loss of each student (DVCL, Eq. 1), the method's terms, one update; returns what is logged."""
+        self.check_labels(batch)
         unlabeled = next(self.dataloader_unlabeled)
         target = to_device(batch["target"], self.device)
         image = torch.cat((batch["data"], unlabeled["data"])).to(self.device, non_blocking=True)

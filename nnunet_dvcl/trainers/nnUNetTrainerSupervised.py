@@ -19,9 +19,10 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import Tensor, nn
 
 from nnunet_dvcl.config import TrainingConfig
+from nnunet_dvcl.data.splits import withheld_cases
 from nnunet_dvcl.errors import UserError
 from nnunet_dvcl.files import replacing, writing
-from nnunet_dvcl.networks import unwrap
+from nnunet_dvcl.networks import full_resolution, unwrap
 from nnunet_dvcl.trainers.checkpoint import SSLState, add_ssl_state, read_ssl_state
 from nnunet_dvcl.trainers.step import to_device, to_host
 from nnunet_dvcl.trainers.update import MOST_SKIPPED_IN_A_ROW, SkippedSteps, update
@@ -34,8 +35,9 @@ class nnUNetTrainerSupervised(nnUNetTrainer):
     exactly as nnU-Net builds it.
 
     Raises:
-        UserError: bad hyper-parameters, a checkpoint of another trainer or of other hyper-parameters, a checkpoint
-            that cannot be read or written, or a loss that is not finite for too many steps.
+        UserError: bad hyper-parameters, a bad split, a label that dataset.json does not name, a checkpoint of another
+            trainer or of other hyper-parameters, one that cannot be read or written, or a loss that is not finite for
+            too many steps.
     """
 
     config_class: ClassVar[type[TrainingConfig]] = TrainingConfig
@@ -95,8 +97,32 @@ class nnUNetTrainerSupervised(nnUNetTrainer):
             network = self.build_vanilla_network(enable_deep_supervision=False)
         network.load_state_dict(unwrap(self.network).state_dict())
 
+    def do_split(self) -> tuple[list[str], list[str]]:
+        """nnU-Net's own, of a file that is as it should be."""
+        identifiers = self.dataset_class.get_identifiers(self.preprocessed_dataset_folder)
+        withheld_cases(join(self.preprocessed_dataset_folder_base, "splits_final.json"), self.fold, identifiers)
+        return super().do_split()
+
+    def check_labels(self, batch: dict) -> None:
+        """Raises ``UserError`` for a label without a channel of the output: a GPU would stop without saying why."""
+        if self.label_manager.has_regions:  # there it is in no region
+            return
+        highest = max(*self.label_manager.all_labels, self.label_manager.ignore_label or 0)
+        found = full_resolution(batch["target"]).flatten(1).amax(1).tolist()
+        for case, label in zip(batch["keys"], found, strict=True):
+            if label > highest:
+                raise UserError(
+                    f"{case} has the label {label:g}, but the labels of dataset.json end at {highest}. Mend it and "
+                    "preprocess again; nnUNetv2_plan_and_preprocess --verify_dataset_integrity names all such cases."
+                )
+
+    def validation_step(self, batch: dict) -> dict:
+        self.check_labels(batch)
+        return super().validation_step(batch)
+
     def train_step(self, batch: dict) -> dict[str, float]:
         """nnU-Net's own, but a loss that is not finite changes nothing."""
+        self.check_labels(batch)
         image, target = batch["data"].to(self.device, non_blocking=True), to_device(batch["target"], self.device)
         self.optimizer.zero_grad(set_to_none=True)
         with self._autocast():
