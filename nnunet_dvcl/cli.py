@@ -5,9 +5,19 @@ import sys
 from collections.abc import Sequence
 
 from nnunet_dvcl import __version__
-from nnunet_dvcl.commands import configure, convert, demo, doctor, plot, preprocess, trainers
-from nnunet_dvcl.commands import configure, demo, doctor, export, plot, preprocess, split, trainers
-from nnunet_dvcl.commands import configure, demo, doctor, experiment, plot, preprocess, split, trainers
+from nnunet_dvcl.commands import (
+    configure,
+    convert,
+    demo,
+    doctor,
+    experiment,
+    export,
+    inspect,
+    plot,
+    preprocess,
+    split,
+    trainers,
+)
 from nnunet_dvcl.errors import UserError
 
 # in the order of ``nnunet_dvcl --help``
@@ -19,6 +29,7 @@ COMMANDS = (
     plot,
     export,
     experiment,
+    inspect,
     demo,
     trainers,
     doctor,

@@ -12,6 +12,7 @@ from nnunet_dvcl.errors import UserError
 
 COMMANDS = ("convert", "preprocess", "configure", "plot", "demo", "doctor", "trainers")
 COMMANDS = ("split", "preprocess", "configure", "plot", "export", "demo", "doctor", "trainers")
+COMMANDS = ("preprocess", "configure", "plot", "inspect", "demo", "doctor", "trainers")
 
 
 @pytest.fixture
@@ -82,6 +83,7 @@ def test_version(capsys):
         ["export", "folder", "--to", "elsewhere"],
         ["plot"],
         ["plot", "curves"],
+        ["inspect"],
         ["plot", "features", "-d", "501", "-c", "2d", "-tr", "nnUNetTrainerDVCL"],
     ],
 )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from contextlib import nullcontext
 from typing import ClassVar
 
 import numpy as np
@@ -30,6 +29,7 @@ from nnunet_dvcl.trainers.checkpoint import SSLState
 from nnunet_dvcl.trainers.nnUNetTrainerSupervised import nnUNetTrainerSupervised
 from nnunet_dvcl.trainers.progress_plot import plot_progress
 from nnunet_dvcl.trainers.step import Step, Term, labeled_part, to_device, to_host
+from nnunet_dvcl.trainers.update import update
 
 
 class nnUNetTrainerSSL(nnUNetTrainerSupervised):
@@ -186,6 +186,7 @@ class nnUNetTrainerSSL(nnUNetTrainerSupervised):
 
     def train_step(self, batch: dict) -> dict[str, float]:
         """The supervised loss of each student (DVCL, Eq. 1), the method's terms, one update; returns what is logged."""
+        self.check_labels(batch)
         unlabeled = next(self.dataloader_unlabeled)
         target = to_device(batch["target"], self.device)
         image = torch.cat((batch["data"], unlabeled["data"])).to(self.device, non_blocking=True)
@@ -212,34 +213,24 @@ class nnUNetTrainerSSL(nnUNetTrainerSupervised):
         self.loss_terms = tuple(terms)
         self.before_backward(step, terms)
         total = sum(term.weight * term.value for term in terms.values())
-        self._optimize(total)
+        finite = self._optimize(total)
         self.after_step()
         self.iteration += 1
 
         values = {name: term.value.detach() for name, term in terms.items()} | {"total": total.detach()}
-        on_host = to_host(values | step.statistics)
+        on_host = to_host(values | step.statistics | {"skipped_steps": ~finite})
+        self.count_step(on_host["skipped_steps"], {name: on_host[name] for name in values})
         # nnU-Net's own curves compare the training with the validation loss, so this is A's supervised loss
         return {"loss": on_host["supervised_A"], **on_host}
 
-    def _autocast(self):
-        return torch.autocast("cuda") if self.device.type == "cuda" else nullcontext()
+    def _optimize(self, total: Tensor) -> Tensor:
+        """Returns [] bool: whether the loss was finite."""
+        return update(total, self.optimizer, self.grad_scaler, self._clip_gradients)
 
-    def _optimize(self, total: Tensor) -> None:
-        """nnU-Net's own update; gradients are clipped per network, as nnU-Net does for its one."""
-        if self.grad_scaler is None:
-            total.backward()
-            self._clip_gradients()
-            self.optimizer.step()
-        else:
-            self.grad_scaler.scale(total).backward()
-            self.grad_scaler.unscale_(self.optimizer)
-            self._clip_gradients()
-            self.grad_scaler.step(self.optimizer)
-            self.grad_scaler.update()
-
-    def _clip_gradients(self) -> None:
-        for module in (self.network, *self.companions.values()):
-            nn.utils.clip_grad_norm_(module.parameters(), 12)
+    def _clip_gradients(self) -> Tensor:
+        """Each network by itself, as nnU-Net does for its one."""
+        modules = (self.network, *self.companions.values())
+        return sum(nn.utils.clip_grad_norm_(module.parameters(), 12) for module in modules)
 
     def on_train_end(self) -> None:
         super().on_train_end()
@@ -250,7 +241,8 @@ class nnUNetTrainerSSL(nnUNetTrainerSupervised):
     def on_train_epoch_end(self, train_outputs: list[dict]) -> None:
         super().on_train_epoch_end(train_outputs)
         outputs = {key: np.array(values) for key, values in collate_outputs(train_outputs).items() if key != "loss"}
-        means = {key: float(np.nanmean(v)) if np.isfinite(v).any() else float("nan") for key, v in outputs.items()}
+        skipped = float(outputs.pop("skipped_steps").sum())
+        means = {key: _mean_of_finite(values) for key, values in outputs.items()} | {"skipped_steps": skipped}
         for key, mean in means.items():
             self._log(f"ssl/{key}", mean)
         self._print_values(means)
@@ -285,7 +277,8 @@ class nnUNetTrainerSSL(nnUNetTrainerSupervised):
 
     def ssl_state(self) -> SSLState:
         state = super().ssl_state()
-        state.iteration = self.iteration
+        # --c begins an epoch, also where this one was not finished
+        state.iteration = (self.current_epoch + 1) * self.num_iterations_per_epoch
         state.companions = {name: unwrap(module).state_dict() for name, module in self.companions.items()}
         state.memory = self.memory.state_dict()
         return state
@@ -296,3 +289,8 @@ class nnUNetTrainerSSL(nnUNetTrainerSupervised):
         for name, module in self.companions.items():
             unwrap(module).load_state_dict(state.companions[name])
         self.memory.load_state_dict(state.memory)
+
+
+def _mean_of_finite(values: np.ndarray) -> float:
+    finite = values[np.isfinite(values)]
+    return float(finite.mean()) if finite.size else float("nan")
