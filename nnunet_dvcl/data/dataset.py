@@ -1,6 +1,7 @@
 """Unlabeled cases from both sources, without anything that a label decides."""
 
 from collections.abc import Iterable
+from os.path import getmtime, join
 
 import numpy as np
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset
@@ -55,10 +56,15 @@ class UnlabeledDataset:
     def __len__(self) -> int:
         return len(self.identifiers)
 
-    def load_case(self, identifier: str) -> tuple[Image, ImageMask, None, dict]:
-        """As nnU-Net's dataset classes: data, mask in the place of the segmentation, no previous stage, properties.
+    def load_case(self, identifier: str) -> tuple[Image, ImageMask, np.ndarray | None, dict]:
+        """As nnU-Net's dataset classes: data, mask in the place of the segmentation, previous stage, properties.
 
-        Data [channels, *S] float32 and mask [1, *S] are lazy; ``properties["class_locations"]`` is None.
+        Data [channels, *S] float32 and mask [1, *S] are lazy. The segmentation that the previous stage of a cascade has
+        predicted, [*S], is None without a cascade. ``properties["class_locations"]`` is None.
         """
-        data, segmentation, _, properties = self._source[identifier].load_case(identifier)
-        return Image(data), ImageMask(segmentation), None, {**properties, "class_locations": None}
+        data, segmentation, previous_stage, properties = self._source[identifier].load_case(identifier)
+        return Image(data), ImageMask(segmentation), previous_stage, {**properties, "class_locations": None}
+
+    def written_at(self, identifier: str) -> float:
+        """When the case was preprocessed, as the file system has it [s]."""
+        return getmtime(join(self._source[identifier].source_folder, f"{identifier}.pkl"))
