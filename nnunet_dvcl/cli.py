@@ -5,13 +5,14 @@ import sys
 from collections.abc import Sequence
 
 from nnunet_dvcl import __version__
-from nnunet_dvcl.commands import configure, demo, doctor, plot, preprocess, trainers
+from nnunet_dvcl.commands import configure, demo, doctor, plot, predict_next_stage, preprocess, trainers
 from nnunet_dvcl.errors import UserError
 
 # in the order of ``nnunet_dvcl --help``
 COMMANDS = (
     preprocess,
     configure,
+    predict_next_stage,
     plot,
     demo,
     trainers,

@@ -6,6 +6,7 @@ import json
 import os
 import random
 from dataclasses import asdict
+from os.path import join
 from pathlib import Path
 from typing import ClassVar
 
@@ -16,6 +17,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import nn
 
 from nnunet_dvcl.config import TrainingConfig
+from nnunet_dvcl.data.previous_stage import PreviousStage, check_stages, stage_before
 from nnunet_dvcl.networks import unwrap
 from nnunet_dvcl.trainers.checkpoint import SSLState, add_ssl_state, read_ssl_state
 
@@ -27,7 +29,8 @@ class nnUNetTrainerSupervised(nnUNetTrainer):
     exactly as nnU-Net builds it.
 
     Raises:
-        UserError: bad hyper-parameters, or a checkpoint of another trainer or of other hyper-parameters.
+        UserError: bad hyper-parameters, a checkpoint of another trainer or of other hyper-parameters, or a cascade
+            without the predictions of its previous stage.
     """
 
     config_class: ClassVar[type[TrainingConfig]] = TrainingConfig
@@ -72,10 +75,24 @@ class nnUNetTrainerSupervised(nnUNetTrainer):
         return next(owner for owner in type(self).__mro__ if "build_network_architecture" in vars(owner))
 
     def on_train_start(self) -> None:
+        self._check_stages()
         super().on_train_start()
         for leftover in Path(self.output_folder).glob("*.partial"):  # of a run that was killed while it wrote
             leftover.unlink()
         self._verify_deployable()
+
+    def previous_stage(self) -> PreviousStage | None:
+        """Whose predictions a cascade uses; None where this is none."""
+        return stage_before(self.plans_manager, type(self).__name__, self.configuration_name, self.fold)
+
+    def _check_stages(self) -> None:
+        """What nnU-Net would stumble over in the first batch of a cascade, or when its previous stage is finished."""
+        check_stages(self.plans_manager, self.configuration_name)
+        previous_stage = self.previous_stage()
+        if previous_stage is not None:
+            train, validation = self.do_split()
+            splits_file = join(self.preprocessed_dataset_folder_base, "splits_final.json")
+            previous_stage.check_labeled({*train, *validation}, splits_file)
 
     def _verify_deployable(self) -> None:
         """A model that plain nnU-Net could not load fails now, not after 1000 epochs."""
