@@ -2,20 +2,17 @@
 
 import copy
 import json
-import multiprocessing
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from multiprocessing.pool import ThreadPool
 from pathlib import Path
-from types import SimpleNamespace
 from unittest import mock
 
 import numpy as np
 import pytest
+from thread_pools import threads_for_processes
 
 NAME = "Dataset901_Tiny"
 LABELED = tuple(f"case_{i}" for i in range(6))
@@ -186,20 +183,6 @@ def cascade_dataset(tiny_dataset: TinyDataset, _cascade_original: TinyDataset) -
     shutil.copytree(_cascade_original.preprocessed / lowres, tiny_dataset.preprocessed / lowres)
     tiny_dataset.write_plans(_cascade_original.plans)
     return tiny_dataset
-
-
-@contextmanager
-def threads_for_processes() -> Iterator[None]:
-    """nnU-Net's pools are of threads: to spawn processes takes seconds."""
-
-    def threads(*_):
-        return SimpleNamespace(Pool=lambda _: ThreadPool(1))
-
-    with (
-        mock.patch.object(multiprocessing, "get_context", threads),
-        mock.patch("nnunetv2.utilities.utils.Pool", side_effect=lambda processes: ThreadPool(1)),
-    ):
-        yield
 
 
 @pytest.fixture

@@ -11,11 +11,11 @@ import SimpleITK as sitk
 import torch
 from batchgeneratorsv2.transforms.spatial.spatial import SpatialTransform
 from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
-from conftest import threads_for_processes
 from nnunetv2.inference.export_prediction import resample_and_save
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from thread_pools import threads_for_processes
 
 from nnunet_dvcl.data import draw_validation_patches
 from nnunet_dvcl.errors import UserError
