@@ -1,5 +1,6 @@
 """The command line: help without torch, each command's arguments, errors without a traceback."""
 
+import re
 import subprocess
 import sys
 from types import ModuleType
@@ -13,6 +14,7 @@ from nnunet_dvcl.errors import UserError
 COMMANDS = ("convert", "preprocess", "configure", "plot", "demo", "doctor", "trainers")
 COMMANDS = ("split", "preprocess", "configure", "plot", "export", "demo", "doctor", "trainers")
 COMMANDS = ("preprocess", "configure", "plot", "inspect", "demo", "doctor", "trainers")
+COMMANDS = ("preprocess", "configure", "predict-next-stage", "plot", "demo", "doctor", "trainers")
 
 
 @pytest.fixture
@@ -40,9 +42,10 @@ def test_help_lists_every_command_with_one_line(capsys):
     with pytest.raises(SystemExit) as stop:
         main(["--help"])
     assert stop.value.code == 0
-    lines = capsys.readouterr().out.splitlines()
+    output = capsys.readouterr().out
     for command in COMMANDS:
-        assert [line for line in lines if line.split()[:1] == [command] and len(line.split()) > 3], command
+        # argparse puts a long name on a line of its own
+        assert re.search(rf"^ +{command}\s+\w\S* \S+ \S+", output, re.MULTILINE), command
 
 
 @pytest.mark.parametrize("command", [*COMMANDS, "plot curves", "plot features"])
@@ -85,6 +88,8 @@ def test_version(capsys):
         ["plot", "curves"],
         ["inspect"],
         ["plot", "features", "-d", "501", "-c", "2d", "-tr", "nnUNetTrainerDVCL"],
+        ["predict-next-stage", "-d", "501", "-tr", "nnUNetTrainerDVCL"],
+        ["predict-next-stage", "-d", "501", "-f", "0"],
     ],
 )
 def test_what_is_missing_is_said(argv, capsys):

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from os.path import join
+from os.path import getmtime, join
 
 import numpy as np
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset, nnUNetDatasetNumpy
@@ -74,10 +74,11 @@ class UnlabeledDataset:
     def __len__(self) -> int:
         return len(self.identifiers)
 
-    def load_case(self, identifier: str) -> tuple[Writable, ImageMask, None, dict]:
-        """As nnU-Net's dataset classes: data, mask in the place of the segmentation, no previous stage, properties.
+    def load_case(self, identifier: str) -> tuple[Writable, ImageMask, np.ndarray | None, dict]:
+        """As nnU-Net's dataset classes: data, mask in the place of the segmentation, previous stage, properties.
 
-        Data [channels, *S] float32 and mask [1, *S] are lazy; ``properties["class_locations"]`` is None.
+        Data [channels, *S] float32 and mask [1, *S] are lazy. The segmentation that the previous stage of a cascade has
+        predicted, [*S], is None without a cascade. ``properties["class_locations"]`` is None.
 
         Raises:
             UserError: the files cannot be read, here or when the lazy arrays are.
@@ -85,10 +86,15 @@ class UnlabeledDataset:
         source = self._source[identifier]
         case = join(source.source_folder, identifier)
         with _reading(case):
-            data, segmentation, _, properties = source.load_case(identifier)
+            data, segmentation, previous_stage, properties = source.load_case(identifier)
             if data.shape[1:] != segmentation.shape[1:]:
                 raise ValueError(f"the image has shape {data.shape[1:]}, its segmentation {segmentation.shape[1:]}")
-        return Writable(data, case), ImageMask(segmentation, case), None, {**properties, "class_locations": None}
+        properties = {**properties, "class_locations": None}
+        return Writable(data, case), ImageMask(segmentation, case), previous_stage, properties
+
+    def written_at(self, identifier: str) -> float:
+        """When the case was preprocessed, as the file system has it [s]."""
+        return getmtime(join(self._source[identifier].source_folder, f"{identifier}.pkl"))
 
 
 class NumpyDataset(nnUNetDatasetNumpy):

@@ -25,8 +25,8 @@ Augmenter = SingleThreadedAugmenter | NonDetMultiThreadedAugmenter
 class UnlabeledLoader(nnUNetDataLoader):
     """Random patches of random unlabeled cases.
 
-    Yields ``data`` [B, channels, *S] float32, ``target`` [B, 1, *S] int16 (0 inside the image, -1 where a voxel is
-    padding or outside) and ``keys``, the B identifiers.
+    Yields ``data`` [B, channels, *S] float32 (in a cascade with a channel more for each label), ``target`` [B, 1, *S]
+    int16 (0 inside the image, -1 where a voxel is padding or outside) and ``keys``, the B identifiers.
     """
 
     def __init__(
@@ -76,7 +76,8 @@ class Workers(NonDetMultiThreadedAugmenter):
 def unlabeled_transforms(training_transforms: ComposeTransforms) -> ComposeTransforms:
     """nnU-Net's training transforms, less the one that turns padding (-1) into background (0).
 
-    Made by ``trainer.get_training_transforms`` with ``deep_supervision_scales=None, is_cascaded=False, regions=None``.
+    Made by ``trainer.get_training_transforms`` with ``deep_supervision_scales=None, regions=None``. In a cascade they
+    move the previous stage's segmentation into the image, a channel each label, and padding has none of the labels.
     """
     return ComposeTransforms([t for t in training_transforms.transforms if not _removes_padding(t)])
 

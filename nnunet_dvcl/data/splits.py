@@ -56,6 +56,12 @@ def validation_cases(splits_file: str, fold: int | str, labeled: Collection[str]
     return sorted(splits[int(fold)]["val"])
 
 
+def folds_that_validate(splits_file: str, case: str) -> list[int]:
+    """The folds of ``splits_final.json`` that have the case in "val"."""
+    splits = _read(splits_file) if isfile(splits_file) else []
+    return [fold for fold, split in enumerate(splits) if not _shape_problems(split) and case in split["val"]]
+
+
 def check_scans_have_no_label(scans: Collection[str], labeled: Collection[str], images_folder: str) -> None:
     """``UserError`` when a scan of ``imagesTr_unlabeled`` has the identifier of a labeled case."""
     both = sorted(set(scans) & set(labeled))

@@ -2,7 +2,10 @@
 
 import json
 import os
+import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from os.path import basename, isdir, join
 
 import numpy as np
@@ -57,10 +60,7 @@ def save_case(
     Raises:
         UserError: the folder cannot be written to.
     """
-    with (
-        writing(join(folder, identifier)),
-        tempfile.TemporaryDirectory(dir=join(folder, HIDDEN_FOLDER), prefix="case_") as temporary,
-    ):
+    with writing(join(folder, identifier)), whole_files(folder) as temporary:
         target = join(temporary, identifier)
         if dataset_class is nnUNetDatasetBlosc2:
             blocks, chunks = comp_blosc2_params(data.shape, patch_size, data.itemsize)
@@ -72,7 +72,21 @@ def save_case(
             # Unpacked now, inside the same commit: nnU-Net unpacks the labeled folder only.
             np.save(f"{target}.npy", data)
             np.save(f"{target}_seg.npy", image_mask)
+
+
+@contextmanager
+def whole_files(folder: str) -> Iterator[str]:
+    """A temporary folder in the hidden folder, whose files are moved into ``folder`` when the block ends well."""
+    with tempfile.TemporaryDirectory(dir=join(folder, HIDDEN_FOLDER), prefix="case_") as temporary:
+        yield temporary
         _move_into(folder, [entry.path for entry in os.scandir(temporary)])
+
+
+def remove_leftovers(folder: str) -> None:
+    """What a killed run left behind: temporary folders of cases, never a case."""
+    for entry in os.scandir(join(folder, HIDDEN_FOLDER)):
+        if entry.is_dir():
+            shutil.rmtree(entry.path)
 
 
 def write_json(content: dict, file: str) -> None:

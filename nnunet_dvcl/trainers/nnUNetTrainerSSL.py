@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from batchgenerators.utilities.file_and_folder_operations import join
 from nnunetv2.configuration import default_num_processes
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.utilities.collate_outputs import collate_outputs
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from torch import Tensor, nn
@@ -25,6 +26,7 @@ from nnunet_dvcl.data import (
 )
 from nnunet_dvcl.labels import Labels, labels_of
 from nnunet_dvcl.networks import full_resolution, unwrap
+from nnunet_dvcl.next_stage import predict_unlabeled
 from nnunet_dvcl.trainers.checkpoint import SSLState
 from nnunet_dvcl.trainers.nnUNetTrainerSupervised import nnUNetTrainerSupervised
 from nnunet_dvcl.trainers.progress_plot import plot_progress
@@ -51,8 +53,8 @@ class nnUNetTrainerSSL(nnUNetTrainerSupervised):
     What deploys is network A, exactly as nnU-Net builds it.
 
     Raises:
-        NotImplementedError: a cascade, or more than one GPU.
-        UserError: bad unlabeled data or hyper-parameters.
+        NotImplementedError: more than one GPU.
+        UserError: bad unlabeled data or hyper-parameters, or a cascade without the predictions of its previous stage.
     """
 
     config_class: ClassVar[type[SSLConfig]] = SSLConfig
@@ -118,29 +120,33 @@ class nnUNetTrainerSSL(nnUNetTrainerSupervised):
         name = type(self).__name__
         if type(self).ssl_terms is nnUNetTrainerSSL.ssl_terms:
             raise NotImplementedError(f"{name} is the base of the methods: train with one, e.g. nnUNetTrainerDVCL.")
-        for unsupported, what in (
-            (self.is_cascaded, "a cascade (3d_cascade_fullres)"),
-            (self.is_ddp, "more than one GPU (-num_gpus)"),
-        ):
-            if unsupported:
-                raise NotImplementedError(f"{name} does not support {what} yet.")
+        if self.is_ddp:
+            raise NotImplementedError(f"{name} does not support more than one GPU (-num_gpus) yet.")
 
     # ---------------------------------------------------------------- data
+
+    @property
+    def _num_processes(self) -> int:
+        return min(default_num_processes, os.cpu_count() or 1)
 
     @property
     def unlabeled_batch_size(self) -> int:
         return self.config.unlabeled_batch_size or self.configuration_manager.batch_size
 
     def get_dataloaders(self):
+        previous_stage = self.previous_stage()
         dataset = get_unlabeled_dataset(
             self.plans_manager,
             self.configuration_manager,
             self.dataset_json,
             self.fold,
-            min(default_num_processes, os.cpu_count() or 1),
+            self._num_processes,
             self.print_to_log_file,
-            use_folder=self.config.unlabeled_folder,
+            self.config.unlabeled_folder,
+            previous_stage and previous_stage.unlabeled,
         )
+        if previous_stage is not None:
+            previous_stage.check_unlabeled(dataset)
         labeled_workers, unlabeled_workers = divide_workers(
             get_allowed_n_proc_DA(), self.batch_size, self.unlabeled_batch_size
         )
@@ -163,6 +169,8 @@ class nnUNetTrainerSSL(nnUNetTrainerSupervised):
             mirror_axes,
             dummy_2d,
             use_mask_for_norm=self.configuration_manager.use_mask_for_norm,
+            is_cascaded=self.is_cascaded,
+            foreground_labels=self.label_manager.foreground_labels,
         )
         return UnlabeledLoader(
             dataset,
@@ -235,6 +243,34 @@ class nnUNetTrainerSSL(nnUNetTrainerSupervised):
     def on_train_end(self) -> None:
         super().on_train_end()
         stop_augmenter(self.dataloader_unlabeled)
+
+    def perform_actual_validation(self, save_probabilities: bool = False) -> None:
+        super().perform_actual_validation(save_probabilities)
+        if self.local_rank == 0 and self.configuration_manager.next_stage_names:
+            self._predict_next_stage()
+
+    def _predict_next_stage(self) -> None:
+        """What nnU-Net does for the validation cases, for the unlabeled ones."""
+        predictor = nnUNetPredictor(device=self.device, allow_tqdm=False)
+        predictor.manual_initialization(
+            unwrap(self.network),
+            self.plans_manager,
+            self.configuration_manager,
+            None,
+            self.dataset_json,
+            type(self).__name__,
+            self.inference_allowed_mirroring_axes,
+        )
+        self.set_deep_supervision_enabled(False)
+        predict_unlabeled(
+            predictor,
+            type(self).__name__,
+            self.configuration_name,
+            self.fold,
+            self._num_processes,
+            self.print_to_log_file,
+        )
+        self.set_deep_supervision_enabled(True)
 
     # ---------------------------------------------------------------- logging
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from nnunet_dvcl.config import TrainingConfig
 from nnunet_dvcl.data import NumpyDataset
+from nnunet_dvcl.data.previous_stage import PreviousStage, check_stages, stage_before
 from nnunet_dvcl.data.splits import withheld_cases
 from nnunet_dvcl.errors import UserError
 from nnunet_dvcl.files import replacing, writing
@@ -38,8 +39,8 @@ class nnUNetTrainerSupervised(nnUNetTrainer):
 
     Raises:
         UserError: bad hyper-parameters, a bad split, a label that dataset.json does not name, a checkpoint of another
-            trainer or of other hyper-parameters, one that cannot be read or written, or a loss that is not finite for
-            too many steps.
+            trainer or of other hyper-parameters, one that cannot be read or written, a cascade without the predictions
+            of its previous stage, or a loss that is not finite for too many steps.
     """
 
     config_class: ClassVar[type[TrainingConfig]] = TrainingConfig
@@ -102,10 +103,24 @@ class nnUNetTrainerSupervised(nnUNetTrainer):
         return next(owner for owner in type(self).__mro__ if "build_network_architecture" in vars(owner))
 
     def on_train_start(self) -> None:
+        self._check_stages()
         super().on_train_start()
         for leftover in Path(self.output_folder).glob("*.partial"):  # of a run that was killed while it wrote
             leftover.unlink()
         self._verify_deployable()
+
+    def previous_stage(self) -> PreviousStage | None:
+        """Whose predictions a cascade uses; None where this is none."""
+        return stage_before(self.plans_manager, type(self).__name__, self.configuration_name, self.fold)
+
+    def _check_stages(self) -> None:
+        """What nnU-Net would stumble over in the first batch of a cascade, or when its previous stage is finished."""
+        check_stages(self.plans_manager, self.configuration_name)
+        previous_stage = self.previous_stage()
+        if previous_stage is not None:
+            train, validation = self.do_split()
+            splits_file = join(self.preprocessed_dataset_folder_base, "splits_final.json")
+            previous_stage.check_labeled({*train, *validation}, splits_file)
 
     def _verify_deployable(self) -> None:
         """A model that plain nnU-Net could not load fails now, not after 1000 epochs."""
