@@ -41,9 +41,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--val_best", action="store_true", help="validate with checkpoint_best")
     parser.add_argument("--disable_checkpointing", action="store_true", help="write no checkpoint")
     what = parser.add_mutually_exclusive_group()
-    what.add_argument(
-        "--c", action="store_true", help="go on from the last checkpoint; after a restart that is done anyway"
-    )
+    what.add_argument("--c", action="store_true", help="go on from the last checkpoint, as after a restart")
     what.add_argument("--val", action="store_true", help="validate only")
     return parser
 
@@ -81,7 +79,7 @@ def _join_group(device: str) -> None:
         local_rank, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
         if local_rank >= gpus:
             raise UserError(
-                f"This machine has {gpus} GPUs for torch: torchrun --nproc_per_node has to be at most that."
+                f"torch sees {gpus} GPUs on this machine: torchrun --nproc_per_node has to be at most that."
             )
         torch.cuda.set_device(local_rank)
         # as nnU-Net's own command
@@ -105,15 +103,15 @@ def _make_trainer(args: argparse.Namespace) -> nnUNetTrainerSupervised:
     found = any(Path(trainer.output_folder).glob("checkpoint_*.pth"))
     if found and not (args.c or args.val or restarted):
         raise UserError(
-            f"{trainer.output_folder} holds checkpoints of an earlier training, which a restart could not tell from its "
-            "own. Give --c to go on from there, or remove the folder."
+            f"{trainer.output_folder} holds checkpoints of an earlier training, which a restart could not tell from "
+            "its own. Give --c to go on from there, or remove the folder."
         )
     goes_on = args.c or (found and restarted and not args.val)
     maybe_load_checkpoint(trainer, goes_on, args.val, None if found and restarted else args.pretrained_weights)
     epochs = gather_objects(trainer.current_epoch)
     if len(set(epochs)) > 1:
         raise UserError(
-            f"The ranks would begin at the epochs {epochs}: nnUNet_results has to be one folder that all machines share."
+            f"The ranks would begin at epochs {epochs}: nnUNet_results has to be a folder that all machines share."
         )
     return trainer
 

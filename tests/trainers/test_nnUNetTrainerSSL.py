@@ -220,7 +220,7 @@ def test_nnunets_loss_curve_is_the_supervised_loss_of_a(start):
     assert output["loss"] == output["supervised_A"]
 
 
-@pytest.mark.parametrize(("attribute", "name"), [("is_cascaded", "cascade"), ("is_ddp", "GPU")])
+@pytest.mark.parametrize(("attribute", "name"), [("is_cascaded", "cascade")])
 def test_what_is_not_supported_yet_says_so(build_trainer, attribute, name):
     trainer = build_trainer(nnUNetTrainerDVCL)
     setattr(trainer, attribute, True)
