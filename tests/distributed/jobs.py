@@ -38,6 +38,7 @@ EVERYTHING = SMALL | {
     "contrastive_weight": 1.0,
     "distance_weight": 1.0,
 }
+IGNORED = 3  # in the data sets with an ignore label
 METHODS = (
     *("CPS", "CPS_HqCL", "DVCL", "CL_VCL"),
     *("DVCL_InfoNCE", "DVCL_SimCLR", "DVCL_NNCLR", "DVCL_SNCLR", "DVCL_LogLikelihood_SNCLRWeights"),
@@ -59,7 +60,12 @@ def on_given_batches(mode: str, tiny) -> Jobs:
     preprocess_unlabeled(tiny.name, "2d", num_processes=1)
     batches = _batches(tiny, 2)
     if mode != "labels":
-        return {mode: ("train", {"given": given(tiny, "DVCL", **EVERYTHING), "batches": batches[:1]})}
+        jobs = {mode: ("train", {"given": given(tiny, "DVCL", **EVERYTHING), "batches": batches[:1]})}
+        if mode == "ignore":
+            nothing = [_nothing_on_rank_1(*batch) for batch in batches]
+            ssl = EVERYTHING | {"ignored_as_unlabeled": False}
+            jobs["rank 1 has no voxel"] = ("train", {"given": given(tiny, "DVCL", **ssl), "batches": nothing})
+        return jobs
     jobs = {name: ("train", {"given": given(tiny, name, **EVERYTHING), "batches": batches[:1]}) for name in METHODS}
     jobs["two steps"] = ("train", {"given": given(tiny, "DVCL", **EVERYTHING), "batches": batches})
     jobs["Supervised"] = ("train", {"given": given(tiny, "Supervised", **SMALL), "batches": batches})
@@ -104,6 +110,14 @@ def _half(batch: dict) -> dict:
 
     data = half(batch["data"])
     return {"data": data + 0.3 * torch.randn(data.shape), "target": half(batch["target"])}
+
+
+def _nothing_on_rank_1(labeled: dict, unlabeled: dict) -> tuple[dict, dict]:
+    """With every voxel of its labeled patch ignored, and every one of its unlabeled patch padding."""
+    target = [level.clone() for level in labeled["target"]]
+    for level in target:
+        level[1] = IGNORED
+    return {"data": labeled["data"], "target": target}, _padded(unlabeled, rank_1=slice(None))
 
 
 def _padded(unlabeled: dict, rank_0: slice = slice(0), rank_1: slice = slice(0)) -> dict:
