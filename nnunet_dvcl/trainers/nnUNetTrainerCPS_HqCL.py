@@ -62,9 +62,7 @@ class nnUNetTrainerCPS_HqCL(nnUNetTrainerCPS):
         supervised = sum(weighted.pop(f"supervised_{name}") for name in self.taps)
         if self.iteration % self.num_iterations_per_epoch == 0:
             scale = 1.0 if self.grad_scaler is None else self.grad_scaler.get_scale()
-            gradients = relative_gradients(
-                weighted, supervised, list(step.features.values()), scale, distributed.total
-            )
+            gradients = relative_gradients(weighted, supervised, list(step.features.values()), scale, distributed.total)
         else:
             gradients = dict.fromkeys(weighted, float("nan"))
         step.record(**{f"gradient_{name}": value for name, value in gradients.items()})
