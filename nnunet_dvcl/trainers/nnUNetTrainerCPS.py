@@ -61,9 +61,9 @@ class nnUNetTrainerCPS(nnUNetTrainerSSL):
         unlabeled = step.unlabeled
         rampup = gaussian_rampup(step.progress, self.config.rampup_fraction)
         agree = step.unlabeled_patches(step.predicted("A") == step.predicted("B"))
-        step.record(rampup=rampup, agreement=(agree & unlabeled).sum() / unlabeled.sum())
+        step.record(rampup=rampup, agreement=(agree & unlabeled).sum() / step.num_unlabeled)
         weight = SUPERVISED_SCALE * self.config.consistency_weight * rampup
-        return {"cps": Term(self.labels.cross_pseudo_supervision(a, b, unlabeled), weight)}
+        return {"cps": Term(self.labels.cross_pseudo_supervision(a, b, unlabeled, step.num_unlabeled), weight)}
 
     def why_zero(self, term: str) -> str:
         if term == "cps":

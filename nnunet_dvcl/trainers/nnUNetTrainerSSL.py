@@ -14,6 +14,7 @@ from nnunetv2.utilities.collate_outputs import collate_outputs
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from torch import Tensor, nn
 
+from nnunet_dvcl import distributed
 from nnunet_dvcl.config import SSLConfig
 from nnunet_dvcl.data import (
     UnlabeledLoader,
@@ -24,6 +25,7 @@ from nnunet_dvcl.data import (
     stop_augmenter,
     unlabeled_transforms,
 )
+from nnunet_dvcl.errors import UserError
 from nnunet_dvcl.labels import Labels, labels_of
 from nnunet_dvcl.networks import full_resolution, unwrap
 from nnunet_dvcl.next_stage import predict_unlabeled
@@ -40,7 +42,7 @@ class nnUNetTrainerSSL(nnUNetTrainerSupervised):
     A method overrides
 
     - `build_companions`: networks and heads that are trained beside nnU-Net's own network A (optimized, compiled,
-      checkpointed),
+      wrapped for several GPUs, checkpointed),
     - `build_memory`: banks, queues, averaged teachers (checkpointed only),
     - `students`: the networks that get nnU-Net's supervised loss,
     - `views` and `forward`: what a student sees of the images, and how it is run on it,
@@ -53,8 +55,8 @@ class nnUNetTrainerSSL(nnUNetTrainerSupervised):
     What deploys is network A, exactly as nnU-Net builds it.
 
     Raises:
-        NotImplementedError: more than one GPU.
-        UserError: bad unlabeled data or hyper-parameters, or a cascade without the predictions of its previous stage.
+        UserError: bad unlabeled data or hyper-parameters, a cascade without the predictions of its previous stage, or a
+            batch that is too small for the number of GPUs.
     """
 
     config_class: ClassVar[type[SSLConfig]] = SSLConfig
@@ -64,6 +66,7 @@ class nnUNetTrainerSSL(nnUNetTrainerSupervised):
     memory: nn.ModuleDict
     iteration: int
     loss_terms: tuple[str, ...]
+    unlabeled_batch_size: int  # of this rank, as nnU-Net's batch_size
     dataloader_unlabeled = None
 
     # ---------------------------------------------------------------- what a method overrides
@@ -113,6 +116,9 @@ class nnUNetTrainerSSL(nnUNetTrainerSupervised):
         if self._do_i_compile():
             for name in self.students().keys() & self.companions.keys():
                 self.companions[name] = torch.compile(self.companions[name])
+        if self.is_ddp:
+            for name, module in self.companions.items():
+                self.companions[name] = distributed.wrap(module, self.device)
         if len(self.companions):
             self.optimizer.add_param_group({"params": list(self.companions.parameters())})
 
@@ -120,8 +126,18 @@ class nnUNetTrainerSSL(nnUNetTrainerSupervised):
         name = type(self).__name__
         if type(self).ssl_terms is nnUNetTrainerSSL.ssl_terms:
             raise NotImplementedError(f"{name} is the base of the methods: train with one, e.g. nnUNetTrainerDVCL.")
-        if self.is_ddp:
-            raise NotImplementedError(f"{name} does not support more than one GPU (-num_gpus) yet.")
+
+    def _set_batch_size_and_oversample(self) -> None:
+        ranks, labeled = distributed.world_size(), self.configuration_manager.batch_size
+        unlabeled = self.config.unlabeled_batch_size or labeled
+        if min(labeled, unlabeled) < ranks:
+            raise UserError(
+                f"A step has {labeled} labeled and {unlabeled} unlabeled patches, too few for {ranks} GPUs: each needs "
+                "one of either. Use fewer GPUs, or raise batch_size and ssl.unlabeled_batch_size with "
+                "nnunet_dvcl configure."
+            )
+        super()._set_batch_size_and_oversample()
+        self.unlabeled_batch_size = distributed.share(unlabeled)
 
     # ---------------------------------------------------------------- data
 
@@ -129,9 +145,6 @@ class nnUNetTrainerSSL(nnUNetTrainerSupervised):
     def _num_processes(self) -> int:
         return min(default_num_processes, os.cpu_count() or 1)
 
-    @property
-    def unlabeled_batch_size(self) -> int:
-        return self.config.unlabeled_batch_size or self.configuration_manager.batch_size
 
     def get_dataloaders(self):
         previous_stage = self.previous_stage()
@@ -276,8 +289,9 @@ class nnUNetTrainerSSL(nnUNetTrainerSupervised):
 
     def on_train_epoch_end(self, train_outputs: list[dict]) -> None:
         super().on_train_epoch_end(train_outputs)
-        outputs = {key: np.array(values) for key, values in collate_outputs(train_outputs).items() if key != "loss"}
-        skipped = float(outputs.pop("skipped_steps").sum())
+        of_ranks = distributed.gather_objects(collate_outputs(train_outputs))
+        outputs = {key: np.concatenate([of_rank[key] for of_rank in of_ranks]) for key in of_ranks[0] if key != "loss"}
+        skipped = float(outputs.pop("skipped_steps").sum()) / len(of_ranks)  # all ranks skip the same steps
         means = {key: _mean_of_finite(values) for key, values in outputs.items()} | {"skipped_steps": skipped}
         for key, mean in means.items():
             self._log(f"ssl/{key}", mean)
@@ -305,6 +319,8 @@ class nnUNetTrainerSSL(nnUNetTrainerSupervised):
 
     def on_epoch_end(self) -> None:
         super().on_epoch_end()
+        if self.local_rank != 0:
+            return
         logging = self.logger.get_checkpoint()
         ssl = {key.removeprefix("ssl/"): values for key, values in logging.items() if key.startswith("ssl/")}
         plot_progress(ssl, join(self.output_folder, "progress_ssl.png"))

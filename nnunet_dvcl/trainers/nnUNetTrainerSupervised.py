@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import random
-from contextlib import nullcontext
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -19,6 +21,7 @@ from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import Tensor, nn
 
+from nnunet_dvcl import distributed
 from nnunet_dvcl.config import TrainingConfig
 from nnunet_dvcl.data import NumpyDataset
 from nnunet_dvcl.data.previous_stage import PreviousStage, check_stages, stage_before
@@ -55,14 +58,23 @@ class nnUNetTrainerSupervised(nnUNetTrainer):
         self.num_epochs = self.config.num_epochs
         self.num_iterations_per_epoch = self.config.num_iterations_per_epoch
         self.num_val_iterations_per_epoch = self.config.num_val_iterations_per_epoch
+        if self.is_ddp:
+            self._use_own_device()
         self._respect_num_threads()
         self._seed_everything()
         self.skipped = SkippedSteps()
-        super().initialize()
+        with _wrapped_on(self.device) if self.is_ddp else nullcontext():
+            super().initialize()
         if self.dataset_class is nnUNetDatasetNumpy:
             self.dataset_class = NumpyDataset
         self.logger.update_config({"ssl": asdict(self.config)})
         self.print_to_log_file(f"{type(self).__name__} uses {json.dumps(asdict(self.config))}")
+
+    def _use_own_device(self) -> None:
+        """nnU-Net takes the GPU with the number of the global rank, which is another one on a second machine."""
+        self.device = distributed.own_device(self.my_init_kwargs["device"])
+        if self.device.type == "cpu":
+            self.grad_scaler = None
 
     def read_config(self) -> TrainingConfig:
         return self.config_class.from_plans(self.configuration_manager.configuration)
@@ -105,8 +117,9 @@ class nnUNetTrainerSupervised(nnUNetTrainer):
     def on_train_start(self) -> None:
         self._check_stages()
         super().on_train_start()
-        for leftover in Path(self.output_folder).glob("*.partial"):  # of a run that was killed while it wrote
-            leftover.unlink()
+        if self.local_rank == 0:
+            for leftover in Path(self.output_folder).glob("*.partial"):  # of a run that was killed while it wrote
+                leftover.unlink()
         self._verify_deployable()
 
     def previous_stage(self) -> PreviousStage | None:
@@ -200,6 +213,8 @@ class nnUNetTrainerSupervised(nnUNetTrainer):
 
     def save_checkpoint(self, filename: str) -> None:
         """Raises ``UserError`` where it cannot be written; what `filename` was before is unchanged then."""
+        if self.local_rank != 0:
+            return
         if self.disable_checkpointing:
             super().save_checkpoint(filename)  # tells so
             return
@@ -228,9 +243,28 @@ class nnUNetTrainerSupervised(nnUNetTrainer):
         if self.device.type == "cpu" and num_threads.isdigit() and int(num_threads) > 0:
             torch.set_num_threads(int(num_threads))
 
-    def _seed_everything(self, offset: int = 0) -> None:
+    def _seed_everything(self, epoch: int = 0) -> None:
+        """Each rank draws patches and voxels of its own; its initial weights give way to those of rank 0."""
         if self.config.seed is not None:
-            seed = self.config.seed + offset
+            seed = self.config.seed + epoch * distributed.world_size() + distributed.rank()
             random.seed(seed)
             np.random.seed(seed % 2**32)
             torch.manual_seed(seed)
+        elif self.is_ddp:
+            torch.seed()  # unseeded, torch begins with the same numbers in every process
+
+    def print_to_log_file(self, *args, **kwargs) -> None:
+        if self.local_rank == 0:
+            super().print_to_log_file(*args, **kwargs)
+
+
+@contextmanager
+def _wrapped_on(device: torch.device) -> Iterator[None]:
+    """nnU-Net's `initialize` wraps its network for `device` and not for the GPU with the number of the global rank."""
+    module = sys.modules[nnUNetTrainer.__module__]
+    original = module.DDP
+    module.DDP = lambda network, device_ids: distributed.wrap(network, device)
+    try:
+        yield
+    finally:
+        module.DDP = original
