@@ -11,12 +11,14 @@ from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
+from torch.distributed.run import get_args_parser
 
 import nnunet_dvcl
 import nnunet_dvcl.losses
 import nnunet_dvcl.memory
 import nnunet_dvcl.sampling
 import nnunet_dvcl.trainers
+from nnunet_dvcl import distributed, train
 from nnunet_dvcl.cli import _parser
 from nnunet_dvcl.config import CPSConfig, DVCLConfig, HqCLConfig, SSLConfig, TrainingConfig, check_ssl, known_options
 
@@ -84,6 +86,16 @@ def test_our_commands_parse(page):
 
 
 @every_page
+def test_torchrun_commands_parse(page):
+    for words in commands(page):
+        if words[0] == "torchrun":
+            arguments = get_args_parser().parse_args(words[1:])
+            assert arguments.training_script == "nnunet_dvcl.train"
+            assert arguments.module
+            train._parser().parse_args(arguments.training_script_args)
+
+
+@every_page
 def test_other_commands_exist(page):
     scripts = {script.name for script in entry_points(group="console_scripts")}
     assert not set(re.findall(r"\bnnUNetv2_[a-zA-Z_]*\w", page.read_text())) - scripts
@@ -144,7 +156,8 @@ def api_headings(module) -> list[str]:
 def public_names(module) -> set[str]:
     if hasattr(module, "__all__"):
         return set(module.__all__)
-    return {name for name, value in vars(module).items() if getattr(value, "__module__", "") == module.__name__}
+    defined = {name for name, value in vars(module).items() if getattr(value, "__module__", "") == module.__name__}
+    return {name for name in defined if not name.startswith("_")}
 
 
 def arguments(call: str) -> list[tuple[str, object]]:
@@ -155,7 +168,7 @@ def arguments(call: str) -> list[tuple[str, object]]:
     return named + ([(spec.kwarg.arg, ...)] if spec.kwarg else [])
 
 
-@pytest.mark.parametrize("module", [nnunet_dvcl.losses, nnunet_dvcl.memory, nnunet_dvcl.sampling])
+@pytest.mark.parametrize("module", [nnunet_dvcl.losses, nnunet_dvcl.memory, nnunet_dvcl.sampling, distributed])
 def test_the_api_page_has_every_signature(module):
     headings = api_headings(module)
     assert {heading.partition("(")[0] for heading in headings} == public_names(module)

@@ -135,14 +135,6 @@ def test_nnunets_loss_curve_is_the_supervised_loss_of_a(start):
     assert output["loss"] == output["supervised_A"]
 
 
-@pytest.mark.parametrize(("attribute", "name"), [("is_cascaded", "cascade"), ("is_ddp", "GPU")])
-def test_what_is_not_supported_yet_says_so(build_trainer, attribute, name):
-    trainer = build_trainer(nnUNetTrainerDVCL)
-    setattr(trainer, attribute, True)
-    with pytest.raises(NotImplementedError, match=name):
-        trainer.initialize()
-
-
 def test_the_base_is_no_method(build_trainer):
     with pytest.raises(NotImplementedError, match="base of the methods"):
         build_trainer(nnUNetTrainerSSL).initialize()
