@@ -66,7 +66,7 @@ def split_dataset(
     case_classes = read_case_classes(segmentations, dataset_json)
     splits = make_splits(case_classes, organ_names(dataset_json), groups=groups, **options)
     if group_pattern:
-        _check_scans(name, dataset_json, group_pattern, groups, splits)
+        check_scans(name, dataset_json, group_pattern, groups, splits)
 
     os.makedirs(folder, exist_ok=True)
     for file in existing:
@@ -131,7 +131,7 @@ def _not_empty(segmentations: dict[str, str], where: str) -> dict[str, str]:
     return segmentations
 
 
-def _check_scans(name: str, dataset_json: dict, pattern: str, groups: Mapping[str, str], splits: Splits) -> None:
+def check_scans(name: str, dataset_json: dict, pattern: str, groups: Mapping[str, str], splits: Splits) -> None:
     """Every scan of ``imagesTr_unlabeled`` trains in every fold: its patient must not validate or test."""
     scans = find_unlabeled_images(join(nnUNet_raw, name), dataset_json) if nnUNet_raw.is_set() else {}
     evaluated = {groups[case] for case in (*splits.test, *(case for fold in splits.folds for case in fold["val"]))}
