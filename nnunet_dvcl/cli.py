@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 
 from nnunet_dvcl import __version__
-from nnunet_dvcl.commands import configure, demo, doctor, experiment, plot, preprocess, split, trainers
+from nnunet_dvcl.commands import configure, demo, doctor, experiment, plot, preprocess, selftrain, split, trainers
 from nnunet_dvcl.errors import UserError
 
 # in the order of ``nnunet_dvcl --help``
@@ -15,6 +15,7 @@ COMMANDS = (
     configure,
     plot,
     experiment,
+    selftrain,
     demo,
     trainers,
     doctor,

@@ -61,6 +61,10 @@ def test_splits_that_are_there(write):
         ({"devices": ["gpu"]}, r"devices\[0\] is 'gpu', expected cpu, mps, cuda"),
         ({"trainers": [{"name": "x"}]}, r"The key trainers\[0\]\.trainer is missing"),
         ({"trainers": [{"trainer": "T", "set": {"batch_size": 2}}]}, "give it a name of its own"),
+        (
+            {"trainers": [{"trainer": "T", "name": "s", "selftrain": {"ignore_uncertain": 0.2}}]},
+            r"trainers\[0\]\.selftrain\.ignore_uncertain is 0\.2, expected a number of at least 0\.5",
+        ),
         ({"trainers": ["T", {"trainer": "U", "name": "T"}]}, "Two entries of trainers are called T"),
         ({"trainers": [{"trainer": "T", "labeled": ["30%"]}]}, "labeled: 30pct, but splits has 50pct, 100pct"),
         (
