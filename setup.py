@@ -60,6 +60,7 @@ setup(
         "batchgeneratorsv2>=0.3.2",
         "filelock>=3.12",
         "matplotlib>=3.8",
+        "nibabel>=4.0.2",
         "nnunetv2>=2.8.1,<3",
         "numpy>=1.26",
         "packaging>=23",
@@ -71,7 +72,7 @@ setup(
         "torch>=2.1.2",
         "tqdm>=4.66",
     ],
-    extras_require={"test": ["hypothesis", "pytest>=7", "pytest-xdist", "ruff", "setuptools>=70.1"]},
+    extras_require={"test": ["faiss-cpu", "hypothesis", "pytest>=7", "pytest-xdist", "ruff", "setuptools>=70.1"]},
     packages=find_packages(include=["nnunet_dvcl*"]),
     # Said explicitly, it makes the editable install one line with this folder's path; setuptools would otherwise add an
     # import finder, which costs time at every start of Python.

@@ -6,16 +6,34 @@ from collections.abc import Sequence
 
 from nnunet_dvcl import __version__
 from nnunet_dvcl.commands import configure, demo, doctor, experiment, plot, preprocess, selftrain, split, trainers
+from nnunet_dvcl.commands import (
+    configure,
+    convert,
+    demo,
+    doctor,
+    experiment,
+    export,
+    inspect,
+    plot,
+    predict_next_stage,
+    preprocess,
+    split,
+    trainers,
+)
 from nnunet_dvcl.errors import UserError
 
 # in the order of ``nnunet_dvcl --help``
 COMMANDS = (
+    convert,
     split,
     preprocess,
     configure,
+    predict_next_stage,
     plot,
+    export,
     experiment,
     selftrain,
+    inspect,
     demo,
     trainers,
     doctor,

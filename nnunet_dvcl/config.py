@@ -100,6 +100,7 @@ class CPSConfig(SSLConfig):
     """What twin networks add."""
 
     independent_intensities: bool = _flag(False)  # each network sees its own intensity augmentation
+    sequential_twins: bool = _flag(False)  # each network runs again for its gradients: half the memory
 
 
 @dataclass(frozen=True)
