@@ -5,7 +5,6 @@ import sys
 from collections.abc import Sequence
 
 from nnunet_dvcl import __version__
-from nnunet_dvcl.commands import configure, demo, doctor, experiment, plot, preprocess, selftrain, split, trainers
 from nnunet_dvcl.commands import (
     configure,
     convert,
@@ -17,6 +16,7 @@ from nnunet_dvcl.commands import (
     plot,
     predict_next_stage,
     preprocess,
+    selftrain,
     split,
     trainers,
 )

@@ -26,7 +26,7 @@ from nnunet_dvcl.experiments.training import CHECKPOINT, next_training
 
 _POLL = 0.5  # s
 _PATIENCE = 15.0  # s that an ended command has to clean up
-FIRST_ID = 700  # of the data sets that rows of self-training make
+FIRST_ID = 600  # of the data sets that rows of self-training make
 _TAIL = 15  # lines of a log that are shown
 
 

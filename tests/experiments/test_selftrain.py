@@ -184,7 +184,7 @@ _SELFTRAIN = """
     echo "selftrain $*" >> "$(dirname "$0")/calls"
     model="nnUNetTrainer__nnUNetPlans__2d_small_seed0/fold_0"
     test -e "$nnUNet_results/Dataset901_Tiny/$model/checkpoint_final.pth" || exit 9
-    student="Dataset700_Tiny_SelfTrain1"
+    student="Dataset600_Tiny_SelfTrain1"
     mkdir -p "$nnUNet_raw/$student"
     echo '{"made_of": {}, "student": {"round": 1, "ignore_uncertain": 0.9, "teacher": {"dataset": "Dataset901_Tiny",
         "plans": "nnUNetPlans", "configuration": "2d_small_seed0", "fold": 0, "trainer": "nnUNetTrainer"}}}' \\
@@ -211,9 +211,9 @@ def test_a_row_waits_for_its_teacher_and_tests_the_student(place, fakes, monkeyp
     assert [call.split()[0] for call in fakes.calls] == ["train", "predict", "selftrain", "predict"]
     assert fakes.calls[2] == (
         "selftrain -d 901 -c 2d_small_seed0 -f 0 -tr nnUNetTrainer -p nnUNetPlans --rounds 1 --ignore-uncertain 0.9 "
-        "--to 700 -device cpu"
+        "--to 600 -device cpu"
     )
-    assert " -d 700 -c 2d_small_seed0 -f 0 " in fakes.calls[3]
+    assert " -d 600 -c 2d_small_seed0 -f 0 " in fakes.calls[3]
     (run,) = [run for run in all_runs(here.experiment) if run.row.name == "selftraining"]
     assert json.loads((here.home(run) / "experiment_run.json").read_text())["selftrain"]["ignore_uncertain"] == 0.9
     fakes.forget()
