@@ -206,7 +206,7 @@ def test_nothing_finished(place, fakes):
 def test_results_of_other_values_are_not_reported(trial):
     here = trial(seeds=[0])
     run = all_runs(here.experiment)[0]
-    file = here.results(run) / "experiment_run.json"
+    file = here.home(run) / "experiment_run.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"trainer": "another"}))
     with pytest.raises(UserError, match=r"trained with other cases or values \(trainer\)"):
         collect(here, read_cases(here))

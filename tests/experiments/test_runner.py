@@ -83,10 +83,10 @@ def test_test_cases_are_predicted_by_the_last_checkpoint(place, fakes):
     (run,) = all_runs(here.experiment)
     _, predict = fakes.calls
     assert predict == (
-        f"predict -i {here.test_images} -o {here.results(run)}/test -d 901 -c 2d_small_seed0 -f 0 -tr nnUNetTrainer "
+        f"predict -i {here.test_images} -o {here.home(run)}/test -d 901 -c 2d_small_seed0 -f 0 -tr nnUNetTrainer "
         "-p nnUNetPlans -chk checkpoint_final.pth -device cpu --continue_prediction"
     )
-    (here.results(run) / "test/experiment_run.json").unlink()  # broken off while it predicted
+    (here.home(run) / "test/experiment_run.json").unlink()  # broken off while it predicted
     assert here.state(run) is State.TRAINED
     fakes.forget()
     assert run_experiment(here) == 0
@@ -228,7 +228,7 @@ def test_results_of_other_values_or_cases_are_not_taken_for_these(place, fakes, 
 
 def test_results_that_no_experiment_made_are_not_taken(place, fakes):
     here = place(trainers="nnUNetTrainer")
-    folder = here.results(all_runs(here.experiment)[0])
+    folder = here.home(all_runs(here.experiment)[0])
     folder.mkdir(parents=True)
     (folder / "checkpoint_best.pth").touch()
     with pytest.raises(UserError, match="has results that no experiment has made"):
