@@ -70,9 +70,8 @@ def predict_next_stage(
         raise UserError(_no_next_stage(plans_manager, configuration))
     predictor = nnUNetPredictor(device=find_device(device), allow_tqdm=False)
     predictor.initialize_from_trained_model_folder(dirname(trained.folder), (trained.fold,), name)
-    # the plans as they are now, as for nnUNetv2_train --val: the next stage may be younger than the model
+    # as they are now: the next stage may be younger than the plans that lie beside the model
     predictor.plans_manager = plans_manager
-    predictor.configuration_manager = plans_manager.get_configuration(configuration)
     return predict_unlabeled(predictor, trainer, configuration, trained.fold, num_processes, print)
 
 
