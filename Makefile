@@ -3,15 +3,19 @@ PYTHON ?= python3
 VENV ?= .venv
 INSTALLED := $(VENV)/.installed
 
-.PHONY: test demo lint format clean
+.PHONY: test demo bench lint format clean
 
 # One thread: on a small machine the threads of torch only get in each other's way.
 test: export OMP_NUM_THREADS = 1
 test: lint
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 demo: $(INSTALLED)
 	$(VENV)/bin/nnunet_dvcl demo
+
+# make bench BENCH="--device cuda --sizes hippocampus flare"
+bench: $(INSTALLED)
+	$(VENV)/bin/python -m benchmarks $(BENCH)
 
 lint: $(INSTALLED)
 	$(VENV)/bin/ruff check .

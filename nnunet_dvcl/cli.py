@@ -5,15 +5,35 @@ import sys
 from collections.abc import Sequence
 
 from nnunet_dvcl import __version__
-from nnunet_dvcl.commands import configure, demo, doctor, plot, predict_next_stage, preprocess, trainers
+from nnunet_dvcl.commands import (
+    configure,
+    convert,
+    demo,
+    doctor,
+    experiment,
+    export,
+    inspect,
+    memory,
+    plot,
+    predict_next_stage,
+    preprocess,
+    split,
+    trainers,
+)
 from nnunet_dvcl.errors import UserError
 
 # in the order of ``nnunet_dvcl --help``
 COMMANDS = (
+    convert,
+    split,
     preprocess,
     configure,
+    memory,
     predict_next_stage,
     plot,
+    export,
+    experiment,
+    inspect,
     demo,
     trainers,
     doctor,

@@ -12,7 +12,7 @@ from batchgenerators.utilities.file_and_folder_operations import load_json
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_dvcl.config import check_ssl
-from nnunet_dvcl.data.folders import find_plans_file
+from nnunet_dvcl.data.folders import check_name, find_plans_file
 from nnunet_dvcl.data.previous_stage import check_previous_stage
 from nnunet_dvcl.data.storage import write_json
 from nnunet_dvcl.errors import UserError
@@ -85,7 +85,7 @@ def _parse(assignment: str) -> tuple[str, Any]:
         raise UserError(f"{assignment!r} is no assignment: expected key=value, for instance batch_size=2.")
     try:
         return key, json.loads(text)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):  # also a number of more digits than Python reads
         return key, text
 
 
@@ -130,13 +130,14 @@ def _is_like(value: Any, old: Any) -> bool:
     if isinstance(old, list) and old:
         return isinstance(value, list) and all(_is_like(entry, old[0]) for entry in value)
     if type(old) in (int, float):
-        return (type(value) is int or type(value) is type(old)) and value > 0
+        return (type(value) is int or type(value) is type(old)) and 0 < value < math.inf
     return type(value) is type(old)
 
 
 def _check(derived: dict, resolved: dict) -> None:
     """Refuses what no network or data loader could be built from."""
     check_ssl(resolved.get("ssl", {}))
+    check_name(resolved["data_identifier"], "data_identifier")
     changed = [key for key in derived if key in _PREPROCESSING_KEYS or key.startswith("resampling_fn")]
     if changed and "data_identifier" not in derived:
         raise UserError(

@@ -51,9 +51,11 @@ class SoftmaxLabels:
         # on a CPU several times faster than argmax over a dimension that is not the last
         return logits.max(1).indices
 
-    def cross_pseudo_supervision(self, logits_a: Tensor, logits_b: Tensor, valid: Tensor) -> Tensor:
+    def cross_pseudo_supervision(
+        self, logits_a: Tensor, logits_b: Tensor, valid: Tensor, count: Tensor | None = None
+    ) -> Tensor:
         """Eq. 2, see `nnunet_dvcl.losses.cross_pseudo_supervision`."""
-        return cross_pseudo_supervision(logits_a, logits_b, valid)
+        return cross_pseudo_supervision(logits_a, logits_b, valid, count)
 
     def of_target(self, target: Tensor) -> Tensor:
         """The class map of what nnU-Net's loss takes, [B, 1, *S] -> [B, *S]."""
@@ -114,9 +116,11 @@ class SigmoidRegions:
         """The class map that s > 1/2 paints, [B, *S]."""
         return self._paint(at_least_float32(logits).sigmoid() > 0.5)
 
-    def cross_pseudo_supervision(self, logits_a: Tensor, logits_b: Tensor, valid: Tensor) -> Tensor:
+    def cross_pseudo_supervision(
+        self, logits_a: Tensor, logits_b: Tensor, valid: Tensor, count: Tensor | None = None
+    ) -> Tensor:
         """Eq. 2 for regions, see `nnunet_dvcl.losses.cross_region_supervision`."""
-        return cross_region_supervision(logits_a, logits_b, valid)
+        return cross_region_supervision(logits_a, logits_b, valid, count)
 
     def of_target(self, target: Tensor) -> Tensor:
         """The class map of what nnU-Net's loss takes, [B, R, *S] and a last channel for the ignore label -> [B, *S].

@@ -1,13 +1,19 @@
 """Which voxels take part: the entropy split (ESM), draws of voxels, and the gathering of their rows."""
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 
 @torch.no_grad()
-def split_by_entropy(entropy: Tensor, alpha: float = 0.5, valid: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+def split_by_entropy(
+    entropy: Tensor,
+    alpha: float = 0.5,
+    valid: Tensor | None = None,
+    reduce: Callable[[Tensor], Tensor] | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
     """Entropy-based selection (ESM): τ = mean(e) + α·std(e) over the valid voxels of one network, DVCL, Eq. 5-6.
 
     O(N), no sort. A tie e = τ is reliable.
@@ -16,16 +22,21 @@ def split_by_entropy(entropy: Tensor, alpha: float = 0.5, valid: Tensor | None =
         entropy: [B, *S] in nats.
         alpha: α.
         valid: [B, *S] bool, False where padding was added: such voxels are in neither mask and not in τ.
+        reduce: sums a tensor over the processes that share a batch (`nnunet_dvcl.distributed.total`): τ is then that
+            of the whole batch. None: this is the whole batch.
 
     Returns:
         reliable and unreliable, [B, *S] bool each, and the threshold τ, [] (0 where no voxel is valid).
     """
     entropy = entropy.to(torch.promote_types(entropy.dtype, torch.float32))
     valid = torch.ones_like(entropy, dtype=torch.bool) if valid is None else valid
-    count = valid.sum().clamp(min=1)
+    reduce = reduce or (lambda sums: sums)
     # float64: a float32 sum of equal entropies can round τ below them, and the tie would be lost
-    mean = entropy.masked_fill(~valid, 0.0).sum(dtype=torch.float64) / count
-    variance = (entropy - mean).square().masked_fill(~valid, 0.0).sum() / count
+    own = entropy.masked_fill(~valid, 0.0).sum(dtype=torch.float64)
+    total, count = reduce(torch.stack((own, valid.sum().double())))
+    count = count.clamp(min=1)
+    mean = total / count
+    variance = reduce((entropy - mean).square().masked_fill(~valid, 0.0).sum(dtype=torch.float64)) / count
     threshold = (mean + alpha * variance.sqrt()).to(entropy.dtype)
     reliable = entropy <= threshold
     return reliable & valid, ~reliable & valid, threshold
@@ -33,7 +44,11 @@ def split_by_entropy(entropy: Tensor, alpha: float = 0.5, valid: Tensor | None =
 
 @torch.no_grad()
 def draw_per_class(
-    classes: Tensor, num_classes: int, per_class: int, generator: torch.Generator | None = None
+    classes: Tensor,
+    num_classes: int,
+    per_class: int,
+    generator: torch.Generator | None = None,
+    places: Callable[[Tensor], Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Up to M random voxels of each class, uniformly and without replacement.
 
@@ -45,15 +60,37 @@ def draw_per_class(
         num_classes: C.
         per_class: M.
         generator: torch's random generator on the device of `classes`.
+        places: the place of each key of [C, M], row by row, among those of all processes that share a batch
+            (`nnunet_dvcl.distributed.places`). The M of a class are then drawn from the voxels of all processes; each
+            gets those that are its own, and no two get the same place. None: this is the whole batch.
 
     Returns:
         index [C, M] int64 into `classes` and mask [C, M] bool; where the mask is False the index is 0.
     """
+    index, keys = _draw_keys(classes, num_classes, per_class, generator)
+    if places is None:
+        return index, keys.isfinite()
+    place = places(keys)
+    # what is not drawn goes into a column that is cut off
+    place = place.where(keys.isfinite() & (place < per_class), per_class)
+    in_place = index.new_zeros(num_classes, per_class + 1)
+    mask = torch.zeros_like(in_place, dtype=torch.bool)
+    return in_place.scatter(1, place, index)[:, :per_class], mask.scatter(1, place, True)[:, :per_class]
+
+
+def _draw_keys(
+    classes: Tensor, num_classes: int, per_class: int, generator: torch.Generator | None
+) -> tuple[Tensor, Tensor]:
+    """The M voxels of each class with the smallest keys, each uniform in [0, 1) and independent of the others.
+
+    Returns:
+        index [C, M] int64 and keys [C, M] float64, ascending; 0 and inf where a class has fewer voxels.
+    """
     device = classes.device
     index = torch.zeros(num_classes, per_class, dtype=torch.int64, device=device)
-    mask = torch.zeros(num_classes, per_class, dtype=torch.bool, device=device)
+    smallest = torch.full((num_classes, per_class), torch.inf, dtype=torch.float64, device=device)
     if classes.numel() == 0:
-        return index, mask
+        return index, smallest
 
     sizes = torch.zeros(num_classes + 1, dtype=torch.int64, device=device)
     sizes.scatter_add_(0, classes + 1, torch.ones_like(classes))
@@ -70,23 +107,30 @@ def draw_per_class(
     place = (one_hot.cumsum(0) - 1).gather(1, drawn.clamp(min=0)[:, None])[:, 0]  # rank by key within the class
     taken = (drawn >= 0) & (place < per_class)
     index[drawn[taken], place[taken]] = voxels[taken]
-    mask[drawn[taken], place[taken]] = True
-    return index, mask
+    smallest[drawn[taken], place[taken]] = keys[taken] / sizes[drawn[taken] + 1]
+    return index, smallest
 
 
 @torch.no_grad()
-def draw_voxels(mask: Tensor, count: int, generator: torch.Generator | None = None) -> Tensor:
+def draw_voxels(
+    mask: Tensor,
+    count: int,
+    generator: torch.Generator | None = None,
+    places: Callable[[Tensor], Tensor] | None = None,
+) -> Tensor:
     """Up to `count` random True entries, uniformly and without replacement.
 
     Args:
         mask: bool, any shape.
         count: the number of entries wanted.
         generator: torch's random generator on the device of `mask`.
+        places: as in `draw_per_class`.
 
     Returns:
-        [n] int64 indices into the flattened mask, n = min(count, number of True entries).
+        [n] int64 indices into the flattened mask, n = min(count, number of True entries); with `places` that is the
+        number over all processes.
     """
-    index, drawn = draw_per_class(mask.flatten().long() - 1, 1, count, generator)
+    index, drawn = draw_per_class(mask.flatten().long() - 1, 1, count, generator, places)
     return index[0, drawn[0]]
 
 

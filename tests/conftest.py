@@ -219,6 +219,23 @@ def start(build_trainer):
     return start_trainer
 
 
+@pytest.fixture
+def as_numpy(tiny_dataset):
+    """The labeled folder of 3d_fullres in nnU-Net's NumPy format, unpacked, as it is in training."""
+    from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2, nnUNetDatasetNumpy
+
+    folder = tiny_dataset.preprocessed / "nnUNetPlans_3d_fullres"
+    source = nnUNetDatasetBlosc2(str(folder))
+    for case in source.identifiers:
+        data, seg, _, properties = source.load_case(case)
+        nnUNetDatasetNumpy.save_case(data[:], seg[:], properties, str(folder / case))
+        np.save(folder / f"{case}.npy", data[:])
+        np.save(folder / f"{case}_seg.npy", seg[:])
+    for file in folder.glob("*.b2nd"):
+        file.unlink()
+    return nnUNetDatasetNumpy
+
+
 def _write_raw(tiny: TinyDataset) -> None:
     rng = np.random.default_rng(0)
     for folder in ("imagesTr", "labelsTr", "imagesTr_unlabeled"):

@@ -11,18 +11,21 @@ from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
+from torch.distributed.run import get_args_parser
 
 import nnunet_dvcl
 import nnunet_dvcl.losses
 import nnunet_dvcl.memory
 import nnunet_dvcl.sampling
 import nnunet_dvcl.trainers
+from nnunet_dvcl import distributed, train
 from nnunet_dvcl.cli import _parser
 from nnunet_dvcl.config import CPSConfig, DVCLConfig, HqCLConfig, SSLConfig, TrainingConfig, check_ssl, known_options
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 DEFINED_ON_A_PAGE = {"nnUNetTrainerAveragedTeacher"}
+NNUNETS = {"nnUNetTrainer", "nnUNetTrainerBN", "nnUNetTrainerNoDeepSupervision"}
 
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 
@@ -83,6 +86,16 @@ def test_our_commands_parse(page):
 
 
 @every_page
+def test_torchrun_commands_parse(page):
+    for words in commands(page):
+        if words[0] == "torchrun":
+            arguments = get_args_parser().parse_args(words[1:])
+            assert arguments.training_script == "nnunet_dvcl.train"
+            assert arguments.module
+            train._parser().parse_args(arguments.training_script_args)
+
+
+@every_page
 def test_other_commands_exist(page):
     scripts = {script.name for script in entry_points(group="console_scripts")}
     assert not set(re.findall(r"\bnnUNetv2_[a-zA-Z_]*\w", page.read_text())) - scripts
@@ -96,7 +109,7 @@ def test_other_commands_exist(page):
 @every_page
 def test_trainers_and_keys_exist(page):
     text = prose(page) + "".join(blocks(page, "bash"))
-    ours = {"nnUNetTrainer", *nnunet_dvcl.trainers.__all__, *DEFINED_ON_A_PAGE}
+    ours = {*NNUNETS, *nnunet_dvcl.trainers.__all__, *DEFINED_ON_A_PAGE}
     assert not set(re.findall(r"\bnnUNetTrainer[A-Za-z]*(?:_[A-Za-z]+)*", page.read_text())) - ours
     # not the name of the page what-limits-ssl.md
     assert not set(re.findall(r"(?<!-)\bssl\.([a-z_]+)", text)) - set(known_options())
@@ -143,7 +156,8 @@ def api_headings(module) -> list[str]:
 def public_names(module) -> set[str]:
     if hasattr(module, "__all__"):
         return set(module.__all__)
-    return {name for name, value in vars(module).items() if getattr(value, "__module__", "") == module.__name__}
+    defined = {name for name, value in vars(module).items() if getattr(value, "__module__", "") == module.__name__}
+    return {name for name in defined if not name.startswith("_")}
 
 
 def arguments(call: str) -> list[tuple[str, object]]:
@@ -154,7 +168,7 @@ def arguments(call: str) -> list[tuple[str, object]]:
     return named + ([(spec.kwarg.arg, ...)] if spec.kwarg else [])
 
 
-@pytest.mark.parametrize("module", [nnunet_dvcl.losses, nnunet_dvcl.memory, nnunet_dvcl.sampling])
+@pytest.mark.parametrize("module", [nnunet_dvcl.losses, nnunet_dvcl.memory, nnunet_dvcl.sampling, distributed])
 def test_the_api_page_has_every_signature(module):
     headings = api_headings(module)
     assert {heading.partition("(")[0] for heading in headings} == public_names(module)

@@ -1,6 +1,9 @@
 """The unlabeled stream: nnU-Net's loader, augmentation and workers, with a mask of the valid voxels as target."""
 
+import multiprocessing
 import os
+import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -13,6 +16,7 @@ from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
 from nnunet_dvcl.data.dataset import UnlabeledDataset
+from nnunet_dvcl.errors import UserError
 
 _WORKERS_VARIABLE = "nnUNet_n_proc_DA"
 Augmenter = SingleThreadedAugmenter | NonDetMultiThreadedAugmenter
@@ -45,6 +49,28 @@ class UnlabeledLoader(nnUNetDataLoader):
         )
         # Else nnU-Net looks for annotated voxels.
         self.has_ignore = False
+
+    def set_thread_id(self, thread_id: int) -> None:
+        """Each worker process calls it first."""
+        super().set_thread_id(thread_id)
+        if multiprocessing.parent_process() is not None:
+            _exit_with(os.getppid())
+
+
+class Workers(NonDetMultiThreadedAugmenter):
+    """batchgenerators' worker processes, with an error that says which of them died, and of what."""
+
+    def __next__(self) -> dict:
+        workers = self._processes  # emptied before the error comes
+        try:
+            return super().__next__()
+        except RuntimeError as error:
+            ends = ", ".join(str(worker.exitcode) for worker in workers if worker.exitcode)
+            raise UserError(
+                f"An augmentation worker of the unlabeled scans is no longer alive (exit status {ends or 0}). If it "
+                "printed an error, that is the reason. Otherwise the system ended it, most likely because the memory "
+                f"was full: use fewer workers ({_WORKERS_VARIABLE}). Go on with --c."
+            ) from error
 
 
 def unlabeled_transforms(training_transforms: ComposeTransforms) -> ComposeTransforms:
@@ -80,10 +106,14 @@ def allowed_workers(num_workers: int) -> Iterator[None]:
 
 
 def start_augmenter(loader: nnUNetDataLoader, num_workers: int, pin_memory: bool) -> Augmenter:
-    """Batches without end: made in this process for 0 workers, else by worker processes, set up as nnU-Net's own."""
+    """Batches without end: made in this process for 0 workers, else by worker processes, set up as nnU-Net's own.
+
+    Raises:
+        UserError: here or at any later batch, a worker process died.
+    """
     if num_workers == 0:
         return SingleThreadedAugmenter(loader, None)
-    augmenter = NonDetMultiThreadedAugmenter(
+    augmenter = Workers(
         data_loader=loader,
         transform=None,
         num_processes=num_workers,
@@ -104,3 +134,14 @@ def stop_augmenter(augmenter: Augmenter | None) -> None:
 
 def _removes_padding(transform: BasicTransform) -> bool:
     return isinstance(transform, RemoveLabelTansform) and transform.label_value == -1
+
+
+def _exit_with(parent: int) -> None:
+    """A worker of a killed training would make batches for nobody, forever."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

@@ -20,6 +20,7 @@ from nnunet_dvcl.data.raw import find_unlabeled_images
 from nnunet_dvcl.data.splits import check_scans_have_no_label
 from nnunet_dvcl.data.storage import HIDDEN_FOLDER, complete_cases, remove_leftovers, save_case
 from nnunet_dvcl.errors import UserError
+from nnunet_dvcl.files import writing
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,7 @@ def preprocess_images(
 
     Raises:
         UserError: the folder was made with other plans; scans that cannot be used (all named, the others are kept); a
-            worker process died.
+            worker process died; the folder cannot be written to.
     """
     folder, dataset_class = preprocessor.folder, preprocessor.dataset_class
     settings = preprocessing_settings(preprocessor.plans_manager, preprocessor.configuration_manager, dataset_class)
@@ -111,8 +112,11 @@ def preprocess_images(
     if not missing():
         return
     hidden = join(folder, HIDDEN_FOLDER)
-    os.makedirs(hidden, exist_ok=True)
-    with locked(join(hidden, "lock"), log):
+    lock = join(hidden, "lock")
+    with writing(folder):
+        os.makedirs(hidden, exist_ok=True)
+        open(lock, "a").close()
+    with locked(lock, log):
         todo = missing()
         if not todo:
             return

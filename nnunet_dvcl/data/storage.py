@@ -16,6 +16,8 @@ from nnunetv2.training.dataloading.nnunet_dataset import (
     nnUNetDatasetNumpy,
 )
 
+from nnunet_dvcl.files import replacing, writing
+
 HIDDEN_FOLDER = ".nnunet_dvcl"
 """Holds all that is not a case: nnU-Net looks at the plain files of the folder alone."""
 
@@ -54,8 +56,11 @@ def save_case(
         image_mask: [1, *S] int8, 0 inside the image and -1 outside.
         properties: nnU-Net's properties of the case.
         patch_size: the plan's; Blosc2 cuts its chunks to it.
+
+    Raises:
+        UserError: the folder cannot be written to.
     """
-    with whole_files(folder) as temporary:
+    with writing(join(folder, identifier)), whole_files(folder) as temporary:
         target = join(temporary, identifier)
         if dataset_class is nnUNetDatasetBlosc2:
             blocks, chunks = comp_blosc2_params(data.shape, patch_size, data.itemsize)
@@ -85,13 +90,9 @@ def remove_leftovers(folder: str) -> None:
 
 
 def write_json(content: dict, file: str) -> None:
-    """Write ``content`` whole or not at all; one writer at a time."""
-    temporary = f"{file}.partial"
-    with open(temporary, "w", encoding="utf-8") as handle:
+    """Write ``content`` whole or not at all; one writer at a time. ``UserError`` where it cannot be written."""
+    with replacing(file) as partial, open(partial, "w", encoding="utf-8") as handle:
         json.dump(content, handle, indent=4)
-        handle.flush()
-        os.fsync(handle.fileno())
-    os.replace(temporary, file)
 
 
 def _move_into(folder: str, files: list[str]) -> None:

@@ -22,13 +22,15 @@ def get_unlabeled_dataset(
     fold: int | str,
     num_processes: int,
     log: Log,
+    use_folder: bool = True,
     folder_with_segs_from_previous_stage: str | None = None,
 ) -> UnlabeledDataset:
     """The unlabeled cases of a fold from both sources: ``imagesTr_unlabeled`` and the fold's ``"unlabeled"`` cases.
 
     Scans that are not yet preprocessed are preprocessed first. Without ``imagesTr_unlabeled`` (a machine that holds
-    only preprocessed data) the scans that were preprocessed before are used. A cascade names the folder with the
-    segmentations of its previous stage, which this function does not look into.
+    only preprocessed data) the scans that were preprocessed before are used. With `use_folder` False there are only the
+    split's. A cascade names the folder with the segmentations of its previous stage, which this function does not look
+    into.
 
     Raises:
         UserError: there is no unlabeled case (says how to provide one), or one of them cannot be used.
@@ -40,7 +42,9 @@ def get_unlabeled_dataset(
     preprocessor = ScanPreprocessor(
         folders.unlabeled, plans_manager, configuration_manager, dataset_json, dataset_class
     )
-    if folders.raw is not None and isdir(folders.images):
+    if not use_folder:
+        scans = []
+    elif folders.raw is not None and isdir(folders.images):
         images = find_unlabeled_images(folders.raw, dataset_json)
         check_scans_have_no_label(images, labeled, folders.images)
         preprocess_images(images, preprocessor, num_processes, log)

@@ -1,13 +1,17 @@
 """How hard each term of the loss pulls at the decoder's last features, beside the supervised loss."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 
 def relative_gradients(
-    terms: Mapping[str, Tensor], reference: Tensor, features: Sequence[Tensor], scale: float = 1.0
+    terms: Mapping[str, Tensor],
+    reference: Tensor,
+    features: Sequence[Tensor],
+    scale: float = 1.0,
+    reduce: Callable[[Tensor], Tensor] = lambda squares: squares,
 ) -> dict[str, Tensor]:
     """The norm of each term's gradient at feature maps, divided by the norm of the reference's.
 
@@ -18,17 +22,18 @@ def relative_gradients(
         reference: [], the supervised loss.
         features: feature maps, one a network; the norm is taken over all of them together.
         scale: gradients are computed of the losses times this: those of half-precision features underflow otherwise.
+        reduce: sums squares over the processes that share a batch (`nnunet_dvcl.distributed.total`).
 
     Returns:
         Name -> [] float32; nan or inf where the reference has no gradient.
     """
-    unit = _gradient_norm(reference, features, scale)
-    return {name: _gradient_norm(value, features, scale) / unit for name, value in terms.items()}
+    unit = reduce(_squared_norm(reference, features, scale)).sqrt()
+    return {name: reduce(_squared_norm(value, features, scale)).sqrt() / unit for name, value in terms.items()}
 
 
-def _gradient_norm(value: Tensor, features: Sequence[Tensor], scale: float) -> Tensor:
+def _squared_norm(value: Tensor, features: Sequence[Tensor], scale: float) -> Tensor:
     if not value.requires_grad:
         return torch.zeros((), device=value.device)
     gradients = torch.autograd.grad(value * scale, features, retain_graph=True, allow_unused=True)
     squares = [gradient.float().square().sum() for gradient in gradients if gradient is not None]
-    return torch.stack(squares).sum().sqrt() if squares else torch.zeros((), device=value.device)
+    return torch.stack(squares).sum() if squares else torch.zeros((), device=value.device)

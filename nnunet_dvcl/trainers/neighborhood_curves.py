@@ -25,7 +25,8 @@ class NeighborhoodCurves:
     """The part of a trainer that compares neighborhoods with the truth once an epoch, logged as ``ssl/val_<share>``.
 
     The unreliable ones (Eq. 5) among a fixed set of validation voxels are queries and candidates at once, those of A
-    and B together, as in training. At most `num_queries` a network, so that the epochs compare.
+    and B together, as in training. At most `num_queries` a network, so that the epochs compare. On several GPUs each
+    measures the same, and none waits for another.
     """
 
     config: DVCLConfig
@@ -40,7 +41,7 @@ class NeighborhoodCurves:
                 datasets[1], _NUM_PATCHES, manager.patch_size, self.label_manager
             )
             self.validation_voxels = ValidationVoxels(
-                images, self.labels.of_label_map(label_maps), self.config.validation_voxels, manager.batch_size
+                images, self.labels.of_label_map(label_maps), self.config.validation_voxels, self.batch_size
             )
         return datasets
 

@@ -7,6 +7,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from nnunet_dvcl import distributed
 from nnunet_dvcl.config import HqCLConfig
 from nnunet_dvcl.diagnostics import relative_gradients
 from nnunet_dvcl.labels import UNKNOWN
@@ -61,7 +62,7 @@ class nnUNetTrainerCPS_HqCL(nnUNetTrainerCPS):
         supervised = sum(weighted.pop(f"supervised_{name}") for name in self.taps)
         if self.iteration % self.num_iterations_per_epoch == 0:
             scale = 1.0 if self.grad_scaler is None else self.grad_scaler.get_scale()
-            gradients = relative_gradients(weighted, supervised, list(step.features.values()), scale)
+            gradients = relative_gradients(weighted, supervised, list(step.features.values()), scale, distributed.total)
         else:
             gradients = dict.fromkeys(weighted, float("nan"))
         step.record(**{f"gradient_{name}": value for name, value in gradients.items()})
@@ -89,9 +90,11 @@ class nnUNetTrainerCPS_HqCL(nnUNetTrainerCPS):
         """The entropy split (Eq. 4-6) and the roles that voxels play in the contrast (Eq. 7 and 9)."""
         unlabeled = step.unlabeled
         entropy = self.labels.entropy(step.unlabeled_patches(step.logits[name]))
-        reliable, unreliable, threshold = split_by_entropy(entropy, self.config.entropy_alpha, unlabeled)
+        reliable, unreliable, threshold = split_by_entropy(
+            entropy, self.config.entropy_alpha, unlabeled, distributed.total
+        )
         step.record(
-            **{f"unreliable_{name}": unreliable.sum() / unlabeled.sum(), f"threshold_{name}": threshold},
+            **{f"unreliable_{name}": unreliable.sum() / step.num_unlabeled, f"threshold_{name}": threshold},
         )
         predicted = step.predicted(name)
         labeled = predicted[: step.num_labeled]
@@ -112,13 +115,16 @@ class nnUNetTrainerCPS_HqCL(nnUNetTrainerCPS):
         return self.hqcl(anchors, anchor_mask, *bank.centers(), negatives, negative_mask)
 
     def _draw(self, voxels: dict[str, Voxels], classes: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Up to M voxels of each class over both networks together: features [C, M, d] and mask [C, M]."""
-        index, mask = draw_per_class(
-            torch.cat([c.flatten() for c in classes.values()]), self.memory["bank"].num_classes, self.config.num_anchors
+        """Up to M voxels of each class over both networks and all ranks: features [C, M, d] and mask [C, M]."""
+        index, here = draw_per_class(
+            torch.cat([c.flatten() for c in classes.values()]),
+            self.memory["bank"].num_classes,
+            self.config.num_anchors,
+            places=distributed.places,
         )
         per_network = classes["A"].numel()
         a, b = (self.project(name, v.features, index % per_network) for name, v in voxels.items())
-        return torch.where((index < per_network)[..., None], a, b), mask
+        return distributed.join(torch.where((index < per_network)[..., None], a, b), here)
 
     def project(self, name: str, volume: Tensor, index: Tensor) -> Tensor:
         """Features r of single voxels by the head of a network: sampled first, projected after, in float32."""

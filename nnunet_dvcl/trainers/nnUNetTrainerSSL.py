@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from contextlib import nullcontext
 from typing import ClassVar
 
 import numpy as np
@@ -15,6 +14,7 @@ from nnunetv2.utilities.collate_outputs import collate_outputs
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from torch import Tensor, nn
 
+from nnunet_dvcl import distributed
 from nnunet_dvcl.config import SSLConfig
 from nnunet_dvcl.data import (
     UnlabeledLoader,
@@ -25,6 +25,7 @@ from nnunet_dvcl.data import (
     stop_augmenter,
     unlabeled_transforms,
 )
+from nnunet_dvcl.errors import UserError
 from nnunet_dvcl.labels import Labels, labels_of
 from nnunet_dvcl.networks import full_resolution, unwrap
 from nnunet_dvcl.next_stage import predict_unlabeled
@@ -32,6 +33,7 @@ from nnunet_dvcl.trainers.checkpoint import SSLState
 from nnunet_dvcl.trainers.nnUNetTrainerSupervised import nnUNetTrainerSupervised
 from nnunet_dvcl.trainers.progress_plot import plot_progress
 from nnunet_dvcl.trainers.step import Step, Term, labeled_part, to_device, to_host
+from nnunet_dvcl.trainers.update import update
 
 
 class nnUNetTrainerSSL(nnUNetTrainerSupervised):
@@ -40,9 +42,10 @@ class nnUNetTrainerSSL(nnUNetTrainerSupervised):
     A method overrides
 
     - `build_companions`: networks and heads that are trained beside nnU-Net's own network A (optimized, compiled,
-      checkpointed),
+      wrapped for several GPUs, checkpointed),
     - `build_memory`: banks, queues, averaged teachers (checkpointed only),
     - `students`: the networks that get nnU-Net's supervised loss,
+    - `views` and `forward`: what a student sees of the images, and how it is run on it,
     - `ssl_terms`: its terms of the total loss, and what it wants logged,
     - `before_backward`: what it wants to look at between the terms and their gradients,
     - `after_step`: what follows the optimizer's step,
@@ -52,8 +55,8 @@ class nnUNetTrainerSSL(nnUNetTrainerSupervised):
     What deploys is network A, exactly as nnU-Net builds it.
 
     Raises:
-        NotImplementedError: more than one GPU.
-        UserError: bad unlabeled data or hyper-parameters, or a cascade without the predictions of its previous stage.
+        UserError: bad unlabeled data or hyper-parameters, a cascade without the predictions of its previous stage, or a
+            batch that is too small for the number of GPUs.
     """
 
     config_class: ClassVar[type[SSLConfig]] = SSLConfig
@@ -63,6 +66,7 @@ class nnUNetTrainerSSL(nnUNetTrainerSupervised):
     memory: nn.ModuleDict
     iteration: int
     loss_terms: tuple[str, ...]
+    unlabeled_batch_size: int  # of this rank, as nnU-Net's batch_size
     dataloader_unlabeled = None
 
     # ---------------------------------------------------------------- what a method overrides
@@ -79,6 +83,10 @@ class nnUNetTrainerSSL(nnUNetTrainerSupervised):
     def views(self, image: Tensor) -> dict[str, Tensor]:
         """What each student sees of the images that the loaders make."""
         return dict.fromkeys(self.students(), image)
+
+    def forward(self, name: str, image: Tensor) -> Tensor | list[Tensor]:
+        """A student's output for what it sees, with gradient."""
+        return self.students()[name](image)
 
     def ssl_terms(self, step: Step) -> dict[str, Term]:
         raise NotImplementedError("nnUNetTrainerSSL is the base of the methods: train with one, e.g. nnUNetTrainerDVCL")
@@ -108,6 +116,9 @@ class nnUNetTrainerSSL(nnUNetTrainerSupervised):
         if self._do_i_compile():
             for name in self.students().keys() & self.companions.keys():
                 self.companions[name] = torch.compile(self.companions[name])
+        if self.is_ddp:
+            for name, module in self.companions.items():
+                self.companions[name] = distributed.wrap(module, self.device)
         if len(self.companions):
             self.optimizer.add_param_group({"params": list(self.companions.parameters())})
 
@@ -115,8 +126,18 @@ class nnUNetTrainerSSL(nnUNetTrainerSupervised):
         name = type(self).__name__
         if type(self).ssl_terms is nnUNetTrainerSSL.ssl_terms:
             raise NotImplementedError(f"{name} is the base of the methods: train with one, e.g. nnUNetTrainerDVCL.")
-        if self.is_ddp:
-            raise NotImplementedError(f"{name} does not support more than one GPU (-num_gpus) yet.")
+
+    def _set_batch_size_and_oversample(self) -> None:
+        ranks, labeled = distributed.world_size(), self.configuration_manager.batch_size
+        unlabeled = self.config.unlabeled_batch_size or labeled
+        if min(labeled, unlabeled) < ranks:
+            raise UserError(
+                f"A step has {labeled} labeled and {unlabeled} unlabeled patches, too few for {ranks} GPUs: each needs "
+                "one of either. Use fewer GPUs, or raise batch_size and ssl.unlabeled_batch_size with "
+                "nnunet_dvcl configure."
+            )
+        super()._set_batch_size_and_oversample()
+        self.unlabeled_batch_size = distributed.share(unlabeled)
 
     # ---------------------------------------------------------------- data
 
@@ -124,9 +145,6 @@ class nnUNetTrainerSSL(nnUNetTrainerSupervised):
     def _num_processes(self) -> int:
         return min(default_num_processes, os.cpu_count() or 1)
 
-    @property
-    def unlabeled_batch_size(self) -> int:
-        return self.config.unlabeled_batch_size or self.configuration_manager.batch_size
 
     def get_dataloaders(self):
         previous_stage = self.previous_stage()
@@ -137,6 +155,7 @@ class nnUNetTrainerSSL(nnUNetTrainerSupervised):
             self.fold,
             self._num_processes,
             self.print_to_log_file,
+            self.config.unlabeled_folder,
             previous_stage and previous_stage.unlabeled,
         )
         if previous_stage is not None:
@@ -188,6 +207,7 @@ class nnUNetTrainerSSL(nnUNetTrainerSupervised):
 
     def train_step(self, batch: dict) -> dict[str, float]:
         """The supervised loss of each student (DVCL, Eq. 1), the method's terms, one update; returns what is logged."""
+        self.check_labels(batch)
         unlabeled = next(self.dataloader_unlabeled)
         target = to_device(batch["target"], self.device)
         image = torch.cat((batch["data"], unlabeled["data"])).to(self.device, non_blocking=True)
@@ -196,7 +216,7 @@ class nnUNetTrainerSSL(nnUNetTrainerSupervised):
 
         self.optimizer.zero_grad(set_to_none=True)
         with self._autocast():
-            outputs = {name: network(views[name]) for name, network in self.students().items()}
+            outputs = {name: self.forward(name, views[name]) for name in self.students()}
             terms = {
                 f"supervised_{name}": Term(self.loss(labeled_part(output, num_labeled), target), 1.0)
                 for name, output in outputs.items()
@@ -214,34 +234,24 @@ class nnUNetTrainerSSL(nnUNetTrainerSupervised):
         self.loss_terms = tuple(terms)
         self.before_backward(step, terms)
         total = sum(term.weight * term.value for term in terms.values())
-        self._optimize(total)
+        finite = self._optimize(total)
         self.after_step()
         self.iteration += 1
 
         values = {name: term.value.detach() for name, term in terms.items()} | {"total": total.detach()}
-        on_host = to_host(values | step.statistics)
+        on_host = to_host(values | step.statistics | {"skipped_steps": ~finite})
+        self.count_step(on_host["skipped_steps"], {name: on_host[name] for name in values})
         # nnU-Net's own curves compare the training with the validation loss, so this is A's supervised loss
         return {"loss": on_host["supervised_A"], **on_host}
 
-    def _autocast(self):
-        return torch.autocast("cuda") if self.device.type == "cuda" else nullcontext()
+    def _optimize(self, total: Tensor) -> Tensor:
+        """Returns [] bool: whether the loss was finite."""
+        return update(total, self.optimizer, self.grad_scaler, self._clip_gradients)
 
-    def _optimize(self, total: Tensor) -> None:
-        """nnU-Net's own update; gradients are clipped per network, as nnU-Net does for its one."""
-        if self.grad_scaler is None:
-            total.backward()
-            self._clip_gradients()
-            self.optimizer.step()
-        else:
-            self.grad_scaler.scale(total).backward()
-            self.grad_scaler.unscale_(self.optimizer)
-            self._clip_gradients()
-            self.grad_scaler.step(self.optimizer)
-            self.grad_scaler.update()
-
-    def _clip_gradients(self) -> None:
-        for module in (self.network, *self.companions.values()):
-            nn.utils.clip_grad_norm_(module.parameters(), 12)
+    def _clip_gradients(self) -> Tensor:
+        """Each network by itself, as nnU-Net does for its one."""
+        modules = (self.network, *self.companions.values())
+        return sum(nn.utils.clip_grad_norm_(module.parameters(), 12) for module in modules)
 
     def on_train_end(self) -> None:
         super().on_train_end()
@@ -279,8 +289,10 @@ class nnUNetTrainerSSL(nnUNetTrainerSupervised):
 
     def on_train_epoch_end(self, train_outputs: list[dict]) -> None:
         super().on_train_epoch_end(train_outputs)
-        outputs = {key: np.array(values) for key, values in collate_outputs(train_outputs).items() if key != "loss"}
-        means = {key: float(np.nanmean(v)) if np.isfinite(v).any() else float("nan") for key, v in outputs.items()}
+        of_ranks = distributed.gather_objects(collate_outputs(train_outputs))
+        outputs = {key: np.concatenate([of_rank[key] for of_rank in of_ranks]) for key in of_ranks[0] if key != "loss"}
+        skipped = float(outputs.pop("skipped_steps").sum()) / len(of_ranks)  # all ranks skip the same steps
+        means = {key: _mean_of_finite(values) for key, values in outputs.items()} | {"skipped_steps": skipped}
         for key, mean in means.items():
             self._log(f"ssl/{key}", mean)
         self._print_values(means)
@@ -307,6 +319,8 @@ class nnUNetTrainerSSL(nnUNetTrainerSupervised):
 
     def on_epoch_end(self) -> None:
         super().on_epoch_end()
+        if self.local_rank != 0:
+            return
         logging = self.logger.get_checkpoint()
         ssl = {key.removeprefix("ssl/"): values for key, values in logging.items() if key.startswith("ssl/")}
         plot_progress(ssl, join(self.output_folder, "progress_ssl.png"))
@@ -315,7 +329,8 @@ class nnUNetTrainerSSL(nnUNetTrainerSupervised):
 
     def ssl_state(self) -> SSLState:
         state = super().ssl_state()
-        state.iteration = self.iteration
+        # --c begins an epoch, also where this one was not finished
+        state.iteration = (self.current_epoch + 1) * self.num_iterations_per_epoch
         state.companions = {name: unwrap(module).state_dict() for name, module in self.companions.items()}
         state.memory = self.memory.state_dict()
         return state
@@ -326,3 +341,8 @@ class nnUNetTrainerSSL(nnUNetTrainerSupervised):
         for name, module in self.companions.items():
             unwrap(module).load_state_dict(state.companions[name])
         self.memory.load_state_dict(state.memory)
+
+
+def _mean_of_finite(values: np.ndarray) -> float:
+    finite = values[np.isfinite(values)]
+    return float(finite.mean()) if finite.size else float("nan")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from nnunet_dvcl import distributed
 from nnunet_dvcl.labels import UNKNOWN, Labels
 
 
@@ -55,6 +57,14 @@ class Step:
     def unlabeled(self) -> Tensor:
         """The unlabeled voxels of `unlabeled_patches`, padding left out: [B', *S] bool."""
         return torch.cat((self.target == UNKNOWN, self.valid)) if self.ignored_as_unlabeled else self.valid
+
+    @cached_property
+    def num_unlabeled(self) -> Tensor:
+        """How many voxels are `unlabeled`, []. On several GPUs the mean over them.
+
+        A sum over a rank's voxels, divided by this, is the mean over all voxels once it is averaged over the ranks.
+        """
+        return distributed.mean(self.unlabeled.sum())
 
     def record(self, **statistics: Tensor | float) -> None:
         """Scalars to be averaged over the epoch and logged as ``ssl/<name>``; nan: nothing to tell in this step."""

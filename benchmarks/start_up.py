@@ -1,0 +1,88 @@
+"""Whole processes and loaders: batches of the two streams (7), and the way to the first step (8)."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from unittest import mock
+
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+from benchmarks.compare import CPU, Comparison, compare
+from benchmarks.data_set import write_data_set
+from benchmarks.sizes import Size
+from benchmarks.synthetic import DATASET, empty_folders
+from nnunet_dvcl.trainers import nnUNetTrainerDVCL
+
+# nnUNetv2_train that ends where its first step would begin
+_UNTIL_FIRST_STEP = """
+import os
+from nnunetv2.run.run_training import run_training_entry
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+nnUNetTrainer.on_train_epoch_start = lambda trainer: os._exit(0)
+run_training_entry()
+os._exit(1)
+"""
+
+
+def loaders_over_nnunet(size: Size, repeats: int, batches: int = 5) -> Comparison:
+    """7. Both streams against nnU-Net's one loader at the same number of patches, in this process."""
+    with empty_folders() as root, mock.patch.dict(os.environ, {"nnUNet_n_proc_DA": "0"}):
+        write_data_set(root, size, {"seed": 0})
+        ours = _trainer(nnUNetTrainerDVCL, root, "3d_fullres", 0)
+        labeled, _ = ours.get_dataloaders()
+        unlabeled = ours.dataloader_unlabeled
+        stock, _ = _trainer(nnUNetTrainer, root, "stock", 1).get_dataloaders()
+
+        def two_streams() -> None:
+            for _ in range(batches):
+                next(labeled)
+                next(unlabeled)
+
+        def one_stream() -> None:
+            for _ in range(batches):
+                next(stock)
+
+        return compare(
+            "batches of both streams / of nnU-Net's loader at B_l + B_u",
+            ("two streams", two_streams),
+            ("one stream", one_stream),
+            target=1 / 0.95,
+            repeats=repeats,
+            size=size.name,
+            memory=False,
+        )
+
+
+def _trainer(trainer_class: type, root, configuration: str, fold: int):
+    dataset = root / "preprocessed" / DATASET
+    plans = json.loads((dataset / "nnUNetPlans.json").read_text()) | {"continue_training": False}
+    dataset_json = json.loads((dataset / "dataset.json").read_text())
+    trainer = trainer_class(plans, configuration, fold, dataset_json, CPU)
+    trainer.initialize()
+    return trainer
+
+
+def start_up_over_nnunet(size: Size, repeats: int) -> Comparison:
+    """8. ``nnUNetv2_train`` to its first step, processor time of the whole process."""
+    with empty_folders() as root:
+        write_data_set(root, size, {"seed": 0})
+        environment = os.environ | {"nnUNet_n_proc_DA": "0", "nnUNet_compile": "f"}
+
+        def train(trainer: str) -> None:
+            arguments = ["900", "3d_fullres", "0", "-tr", trainer, "-device", "cpu"]
+            command = [sys.executable, "-c", _UNTIL_FIRST_STEP, *arguments]
+            subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)
+
+        return compare(
+            "nnUNetv2_train to the first step, DVCL / nnUNetTrainer",
+            ("DVCL", lambda: train("nnUNetTrainerDVCL")),
+            ("nnUNetTrainer", lambda: train("nnUNetTrainer")),
+            target=1.1,
+            repeats=repeats,
+            warmup=min(1, repeats - 1),  # the first start reads everything from the disk
+            size=size.name,
+            memory=False,
+        )

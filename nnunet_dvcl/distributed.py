@@ -1,0 +1,123 @@
+"""One training on several ranks (GPUs): the arithmetic that makes their parts of the batch one batch.
+
+DistributedDataParallel averages the gradients of the ranks. A loss has the gradient of the whole batch, whatever the
+number of ranks, when it
+
+- divides a rank's own sum by the `mean` over the ranks of what is counted, or
+- is computed of the rows of all ranks, which `join` and `concatenate` collect with their gradient.
+
+Every rank has to call these functions equally often and in the same order. Without a process group there is one rank,
+and nothing is communicated.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch import distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+
+def world_size() -> int:
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+def share(size: int) -> int:
+    """This rank's part of a batch, as nnU-Net divides it: the first ranks take one more where it does not come out."""
+    return size // world_size() + (rank() < size % world_size())
+
+
+@torch.no_grad()
+def total(values: Tensor) -> Tensor:
+    """The sum over the ranks, without gradient."""
+    if world_size() == 1:
+        return values
+    values = values.clone()
+    dist.all_reduce(values)
+    return values
+
+
+def mean(values: Tensor) -> Tensor:
+    """The mean over the ranks, without gradient; float64 where there are several."""
+    return values if world_size() == 1 else total(values.double()) / world_size()
+
+
+def gather(values: Tensor) -> Tensor:
+    """The values of each rank, one after the other, without gradient: [*S] -> [ranks, *S]; the same shape on each."""
+    if world_size() == 1:
+        return values[None]
+    gathered = [torch.empty_like(values, memory_format=torch.contiguous_format) for _ in range(world_size())]
+    dist.all_gather(gathered, values.contiguous())
+    return torch.stack(gathered)
+
+
+def gather_objects(value: Any) -> list[Any]:
+    """What each rank gives, in their order."""
+    gathered = [value] * world_size()
+    if world_size() > 1:
+        dist.all_gather_object(gathered, value)
+    return gathered
+
+
+def places(keys: Tensor) -> Tensor:
+    """Where each key stands in the ascending order of the keys of all ranks, row by row: [C, M] -> [C, M] int64."""
+    everyone = gather(keys)  # [ranks, C, M]
+    order = everyone.transpose(0, 1).flatten(1).argsort(dim=1, stable=True)
+    return order.argsort(1).unflatten(1, (world_size(), -1))[:, rank()]
+
+
+def join(rows: Tensor, here: Tensor) -> tuple[Tensor, Tensor]:
+    """One table of rows, of which each rank has some: what `places` told them apart by is put together again.
+
+    Args:
+        rows: [*S, d] floating.
+        here: [*S] bool, the places whose rows are this rank's; on no two ranks the same.
+
+    Returns:
+        The rows of all ranks, [*S, d] with gradient, and which places have one, [*S] bool; the same on every rank.
+    """
+    if world_size() == 1:
+        return rows, here
+    own = torch.cat((rows, torch.ones_like(rows[..., :1])), -1).masked_fill(~here[..., None], 0.0)
+    table = _Sum.apply(own)
+    return table[..., :-1], table[..., -1].detach() > 0.5
+
+
+def concatenate(rows: Tensor) -> Tensor:
+    """The rows of all ranks, those of rank 0 first, with gradient: [n, d], any n on each rank -> [sum of n, d]."""
+    if world_size() == 1:
+        return rows
+    counts = gather(torch.tensor(len(rows), device=rows.device)).tolist()
+    before, after = sum(counts[: rank()]), sum(counts[rank() + 1 :])
+    return _Sum.apply(nn.functional.pad(rows, (0, 0, before, after)))
+
+
+def own_device(device: torch.device) -> torch.device:
+    """The GPU that was chosen by ``torch.cuda.set_device`` when the process began, or the CPU."""
+    return torch.device("cuda", torch.cuda.current_device()) if device.type == "cuda" else device
+
+
+def wrap(module: nn.Module, device: torch.device) -> DistributedDataParallel:
+    """DistributedDataParallel as nnU-Net wraps its network, for a GPU or the CPU; starts with the weights of rank 0."""
+    module = nn.SyncBatchNorm.convert_sync_batchnorm(module)
+    return DistributedDataParallel(module, device_ids=None if device.type == "cpu" else [device.index])
+
+
+class _Sum(torch.autograd.Function):
+    """The sum over the ranks.
+
+    Each rank computes a loss of the sum; together they ask `world_size` times for its gradient, and that is undone by
+    the mean that DistributedDataParallel takes.
+    """
+
+    @staticmethod
+    def forward(ctx, values: Tensor) -> Tensor:
+        return total(values.contiguous())
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> Tensor:
+        return total(gradient.contiguous())

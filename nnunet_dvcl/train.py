@@ -1,0 +1,120 @@
+"""``torchrun ... -m nnunet_dvcl.train``: ``nnUNetv2_train`` on several GPUs of one or several machines.
+
+nnU-Net's own command starts the processes of one machine. This one is started by torch's elastic launcher, on each
+machine, once a GPU.
+"""
+
+import argparse
+import os
+from collections.abc import Sequence
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+from nnunetv2.run.run_training import get_trainer_from_args, maybe_load_checkpoint
+from torch import distributed as dist
+from torch.backends import cudnn
+from torch.distributed.elastic.multiprocessing.errors import record
+
+from nnunet_dvcl.distributed import gather_objects
+from nnunet_dvcl.errors import UserError
+from nnunet_dvcl.trainers import nnUNetTrainerSupervised
+
+# nccl's own 10 minutes are short for machines that preprocess unlabeled scans, each on a disk of its own. A worker that
+# dies is noticed by torchrun, at once; this is for a machine that does.
+TIMEOUT = timedelta(minutes=30)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="torchrun ... -m nnunet_dvcl.train",
+        description="nnUNetv2_train on several GPUs of one or several machines, started by torchrun.",
+    )
+    parser.add_argument("dataset", help="name or number of the data set")
+    parser.add_argument("configuration")
+    parser.add_argument("fold", help="0 to 4, or all")
+    parser.add_argument("-tr", metavar="TRAINER", required=True, help="one of `nnunet_dvcl trainers`")
+    parser.add_argument("-p", metavar="PLANS", default="nnUNetPlans", help="plans (default: nnUNetPlans)")
+    parser.add_argument("-pretrained_weights", metavar="FILE", help="checkpoint whose network the training starts from")
+    parser.add_argument("-device", choices=("cuda", "cpu"), default="cuda", help="default: cuda")
+    parser.add_argument("--npz", action="store_true", help="save the probabilities of the final validation")
+    parser.add_argument("--val_best", action="store_true", help="validate with checkpoint_best")
+    parser.add_argument("--disable_checkpointing", action="store_true", help="write no checkpoint")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--c", action="store_true", help="go on from the last checkpoint, as after a restart")
+    what.add_argument("--val", action="store_true", help="validate only")
+    return parser
+
+
+@record
+def main(argv: Sequence[str] | None = None) -> None:
+    """One process of a training.
+
+    Raises:
+        UserError: started without torchrun, or with more processes than GPUs; a trainer that is not ours; checkpoints
+            of an earlier training without --c; a results folder that the machines do not share; and what the trainer
+            raises.
+    """
+    args = _parser().parse_args(argv)
+    _join_group(args.device)
+    trainer = _make_trainer(args)
+    if not args.val:
+        trainer.run_training()
+    if args.val_best:
+        trainer.load_checkpoint(os.path.join(trainer.output_folder, "checkpoint_best.pth"))
+    trainer.perform_actual_validation(args.npz)
+    dist.barrier()  # rank 0 still computes metrics, and its machine may be the one that the others need
+    dist.destroy_process_group()
+
+
+def _join_group(device: str) -> None:
+    missing = [name for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE") if name not in os.environ]
+    if missing:
+        raise UserError(
+            f"{', '.join(missing)} not set: this is started by torchrun, for example\n"
+            "  torchrun --nproc_per_node 2 -m nnunet_dvcl.train 501 3d_fullres 0 -tr nnUNetTrainerDVCL\n"
+            "On one GPU use nnUNetv2_train."
+        )
+    if device == "cuda":
+        local_rank, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+        if local_rank >= gpus:
+            raise UserError(
+                f"torch sees {gpus} GPUs on this machine: torchrun --nproc_per_node has to be at most that."
+            )
+        torch.cuda.set_device(local_rank)
+        # as nnU-Net's own command
+        torch.set_num_threads(1)
+        torch.set_num_interop_threads(1)
+        cudnn.deterministic, cudnn.benchmark = False, True
+    dist.init_process_group("nccl" if device == "cuda" else "gloo", timeout=TIMEOUT)
+
+
+def _make_trainer(args: argparse.Namespace) -> nnUNetTrainerSupervised:
+    """The trainer, with what it goes on from."""
+    # counted for each machine, which the others follow
+    restarted = max(gather_objects(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")))) > 0
+    fold = args.fold if args.fold == "all" else int(args.fold)
+    trainer = get_trainer_from_args(
+        args.dataset, args.configuration, fold, args.tr, args.p, args.c or restarted, torch.device(args.device)
+    )
+    if not isinstance(trainer, nnUNetTrainerSupervised):
+        raise UserError(f"{args.tr} is not of nnunet_dvcl: `nnunet_dvcl trainers` lists those that train here.")
+    trainer.disable_checkpointing = args.disable_checkpointing
+    found = any(Path(trainer.output_folder).glob("checkpoint_*.pth"))
+    if found and not (args.c or args.val or restarted):
+        raise UserError(
+            f"{trainer.output_folder} holds checkpoints of an earlier training, which a restart could not tell from "
+            "its own. Give --c to go on from there, or remove the folder."
+        )
+    goes_on = args.c or (found and restarted and not args.val)
+    maybe_load_checkpoint(trainer, goes_on, args.val, None if found and restarted else args.pretrained_weights)
+    epochs = gather_objects(trainer.current_epoch)
+    if len(set(epochs)) > 1:
+        raise UserError(
+            f"The ranks would begin at epochs {epochs}: nnUNet_results has to be a folder that all machines share."
+        )
+    return trainer
+
+
+if __name__ == "__main__":
+    main()

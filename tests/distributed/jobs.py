@@ -1,0 +1,128 @@
+"""The jobs: which functions of `ranks` are called, and with what."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ranks
+import torch
+
+from nnunet_dvcl.data import preprocess_unlabeled
+
+Jobs = dict[str, tuple[str, dict[str, Any]]]  # name of the job -> name of the function, arguments
+
+SMALL = {
+    "num_epochs": 2,
+    "num_iterations_per_epoch": 2,
+    "num_val_iterations_per_epoch": 1,
+    "seed": 0,
+    "feature_dim": 8,
+    "num_anchors": 16,
+    "num_negatives": 8,
+    "bank_capacity": 64,
+    "num_queries": 32,
+    "queue_capacity": 128,
+    "outlier_neighbors": 20,
+}
+# Draws that take everything leave nothing to chance: two ranks and one then compute the same. The terms weigh as much
+# as the supervised loss, else their gradients would hide in its rounding.
+EVERYTHING = SMALL | {
+    "num_anchors": 1300,
+    "num_negatives": 1300,
+    "bank_capacity": 2600,
+    "num_queries": 400,
+    "queue_capacity": 2000,
+    "unlabeled_batch_size": 3,
+    "rampup_fraction": 0.0,
+    "consistency_weight": 1.0,
+    "contrastive_weight": 1.0,
+    "distance_weight": 1.0,
+}
+IGNORED = 3  # in the data sets with an ignore label
+METHODS = (
+    *("CPS", "CPS_HqCL", "DVCL", "CL_VCL"),
+    *("DVCL_InfoNCE", "DVCL_SimCLR", "DVCL_NNCLR", "DVCL_SNCLR", "DVCL_LogLikelihood_SNCLRWeights"),
+)
+CLASSES = torch.tensor([0] * 40 + [1] * 8 + [0] * 40 + [-1] * 32 + [2] * 4 + [1] * 4)
+
+
+def given(tiny, trainer: str, configuration: str = "2d_tiny", **ssl) -> dict[str, Any]:
+    return {
+        "trainer": f"nnUNetTrainer{trainer}",
+        "configuration": configuration,
+        "plans": tiny.plans,
+        "dataset_json": tiny.dataset_json,
+        "ssl": ssl,
+    }
+
+
+def on_given_batches(mode: str, tiny) -> Jobs:
+    preprocess_unlabeled(tiny.name, "2d", num_processes=1)
+    batches = _batches(tiny, 2)
+    if mode != "labels":
+        jobs = {mode: ("train", {"given": given(tiny, "DVCL", **EVERYTHING), "batches": batches[:1]})}
+        if mode == "ignore":
+            nothing = [_nothing_on_rank_1(*batch) for batch in batches]
+            ssl = EVERYTHING | {"ignored_as_unlabeled": False}
+            jobs["rank 1 has no voxel"] = ("train", {"given": given(tiny, "DVCL", **ssl), "batches": nothing})
+        return jobs
+    jobs = {name: ("train", {"given": given(tiny, name, **EVERYTHING), "batches": batches[:1]}) for name in METHODS}
+    jobs["two steps"] = ("train", {"given": given(tiny, "DVCL", **EVERYTHING), "batches": batches})
+    jobs["Supervised"] = ("train", {"given": given(tiny, "Supervised", **SMALL), "batches": batches})
+    padded = [(labeled, _padded(unlabeled, rank_1=slice(None))) for labeled, unlabeled in batches[:1]]
+    for name in ("DVCL", "DVCL_SimCLR", "CL_VCL"):
+        jobs[f"{name}, rank 1 has padding alone"] = (
+            "train",
+            {"given": given(tiny, name, **EVERYTHING), "batches": padded},
+        )
+    jobs["compiled"] = ("train", {"given": given(tiny, "DVCL", **EVERYTHING), "batches": batches, "compiled": True})
+    jobs["draws"] = ("draws", {"classes": CLASSES, "per_class": 6, "repeat": 400})
+    return jobs
+
+
+def of_two_ranks_alone(tiny) -> Jobs:
+    return {
+        "arithmetic": ("arithmetic", {}),
+        "whole": ("whole_training", {"given": given(tiny, "DVCL", **SMALL, unlabeled_batch_size=3)}),
+        "seeded": ("first_steps", {"given": given(tiny, "DVCL", **SMALL)}),
+        "seeded, again": ("first_steps", {"given": given(tiny, "DVCL", **SMALL)}),
+        "unseeded": ("unseeded", {"given": given(tiny, "DVCL", **SMALL | {"seed": None})}),
+        "too small": ("too_small_a_batch", {"given": given(tiny, "DVCL", **SMALL, unlabeled_batch_size=1)}),
+    }
+
+
+def _batches(tiny, number: int) -> list[tuple[dict, dict]]:
+    """Two labeled and three unlabeled patches each, of 8 x 16 pixels; half of the first unlabeled one is padding."""
+    trainer = ranks.build(**given(tiny, "DVCL", **EVERYTHING))
+    trainer.on_train_start()
+    batches = [(next(trainer.dataloader_train), next(trainer.dataloader_unlabeled)) for _ in range(number)]
+    return [(_half(labeled), _padded(_half(unlabeled), rank_0=slice(4))) for labeled, unlabeled in batches]
+
+
+def _half(batch: dict) -> dict:
+    """The upper half of each patch, on each level of deep supervision, which is faster; with noise.
+
+    Without, pixels of an even background have equal features, and which of them is the nearest is a matter of rounding.
+    """
+
+    def half(volume):
+        return [half(level) for level in volume] if isinstance(volume, list) else volume[:, :, : volume.shape[2] // 2]
+
+    data = half(batch["data"])
+    return {"data": data + 0.3 * torch.randn(data.shape), "target": half(batch["target"])}
+
+
+def _nothing_on_rank_1(labeled: dict, unlabeled: dict) -> tuple[dict, dict]:
+    """With every voxel of its labeled patch ignored, and every one of its unlabeled patch padding."""
+    target = [level.clone() for level in labeled["target"]]
+    for level in target:
+        level[1] = IGNORED
+    return {"data": labeled["data"], "target": target}, _padded(unlabeled, rank_1=slice(None))
+
+
+def _padded(unlabeled: dict, rank_0: slice = slice(0), rank_1: slice = slice(0)) -> dict:
+    """With these rows of the first patch, which is of rank 0, and of the third, which is of rank 1, made padding."""
+    target = unlabeled["target"].clone()
+    target[0, :, rank_0] = -1
+    target[2, :, rank_1] = -1
+    return {"data": unlabeled["data"], "target": target}
