@@ -4,12 +4,12 @@ import json
 
 import pytest
 import torch
+from conftest import SMALL
 
 from nnunet_dvcl.cli import main
 from nnunet_dvcl.errors import UserError
 from nnunet_dvcl.footprint import Footprint, estimate, peak_bytes, small_patch_sizes
 from nnunet_dvcl.trainers import nnUNetTrainerDVCL
-from conftest import SMALL
 
 
 def _with_patch(tiny, configuration: str, patch_size: list[int]) -> None:
