@@ -109,14 +109,25 @@ def predict_unlabeled(
     if not stages:
         return []
 
-    def unlabeled(name: str, previous: str | None = None) -> UnlabeledDataset:
-        manager = plans_manager.get_configuration(name)
-        return get_unlabeled_dataset(plans_manager, manager, predictor.dataset_json, fold, num_processes, log, previous)
-
     before = stage_before(plans_manager, trainer, configuration, fold)
-    cases = unlabeled(configuration, before and before.unlabeled)
+
+    def unlabeled(name: str, use_folder: bool, previous_stage: PreviousStage | None = None) -> UnlabeledDataset:
+        return get_unlabeled_dataset(
+            plans_manager,
+            plans_manager.get_configuration(name),
+            predictor.dataset_json,
+            fold,
+            num_processes,
+            log,
+            use_folder,
+            previous_stage and previous_stage.unlabeled,
+        )
+
     for stage in stages:
-        _predict_stage(predictor, stage, cases, unlabeled(stage.next_stage), num_processes, log)
+        ssl = plans_manager.get_configuration(stage.next_stage).configuration.get("ssl", {})
+        use_folder = ssl.get("unlabeled_folder", True)
+        cases = unlabeled(configuration, use_folder, before)
+        _predict_stage(predictor, stage, cases, unlabeled(stage.next_stage, use_folder), num_processes, log)
     return [stage.unlabeled for stage in stages]
 
 

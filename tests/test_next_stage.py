@@ -209,6 +209,14 @@ def test_a_next_stage_that_is_younger_than_the_model(trainer, folder):
     assert contents(folder).keys() == UNLABELED
 
 
+def test_scans_that_the_next_stage_does_not_use(trainer, folder, tiny):
+    plans = tiny.plans
+    plans["configurations"]["cascade_tiny"]["ssl"] = {"unlabeled_folder": False}
+    tiny.write_plans(plans)
+    run()
+    assert contents(folder).keys() == {"case_3", "case_4"}
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
