@@ -54,6 +54,23 @@ def cps_over_twice_nnunet(size: Size, device: torch.device, repeats: int) -> Com
         )
 
 
+def sequential_over_joint(size: Size, device: torch.device, repeats: int) -> Comparison:
+    """Time and memory of ``ssl.sequential_twins``; the memory target is 0.6."""
+    with empty_folders():
+        joint = start_trainer(nnUNetTrainerDVCL, size, device)
+        sequential = start_trainer(nnUNetTrainerDVCL, size, device, sequential_twins=True)
+        batch = labeled_batch(size, size.batch_size, _scales(joint))
+        return compare(
+            "step of DVCL with sequential_twins / without (memory <= 0.6)",
+            ("sequential", lambda: sequential.train_step(batch)),
+            ("joint", lambda: joint.train_step(batch)),
+            target=1.35,
+            repeats=repeats,
+            device=device,
+            size=size.name,
+        )
+
+
 class _DenseHead(nnUNetTrainerDVCL):
     """Projects every voxel and takes the rows of the drawn ones after, as methods with a convolutional head do."""
 

@@ -5,14 +5,33 @@ import sys
 from collections.abc import Sequence
 
 from nnunet_dvcl import __version__
-from nnunet_dvcl.commands import configure, demo, doctor, plot, preprocess, trainers
+from nnunet_dvcl.commands import (
+    configure,
+    convert,
+    demo,
+    doctor,
+    experiment,
+    export,
+    inspect,
+    plot,
+    predict_next_stage,
+    preprocess,
+    split,
+    trainers,
+)
 from nnunet_dvcl.errors import UserError
 
 # in the order of ``nnunet_dvcl --help``
 COMMANDS = (
+    convert,
+    split,
     preprocess,
     configure,
+    predict_next_stage,
     plot,
+    export,
+    experiment,
+    inspect,
     demo,
     trainers,
     doctor,

@@ -91,6 +91,7 @@ class SSLConfig(TrainingConfig):
     unlabeled_batch_size: int | None = _count(None)  # null: the plan's batch size
     consistency_weight: float = _weight(0.1)  # λ_u of Eq. 3
     rampup_fraction: float = _share(1.0)  # T of the ramp w(t), as a share of training; 0: no ramp
+    unlabeled_folder: bool = _flag(True)  # scans of imagesTr_unlabeled train; else only what the split withholds
     ignored_as_unlabeled: bool = _flag(True)  # voxels of the ignore label in labeled scans count as unlabeled ones
 
 
@@ -99,6 +100,7 @@ class CPSConfig(SSLConfig):
     """What twin networks add."""
 
     independent_intensities: bool = _flag(False)  # each network sees its own intensity augmentation
+    sequential_twins: bool = _flag(False)  # each network runs again for its gradients: half the memory
 
 
 @dataclass(frozen=True)

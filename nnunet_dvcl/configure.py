@@ -12,10 +12,13 @@ from batchgenerators.utilities.file_and_folder_operations import load_json
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_dvcl.config import check_ssl
-from nnunet_dvcl.data.folders import find_plans_file
+from nnunet_dvcl.data.folders import check_name, find_plans_file
+from nnunet_dvcl.data.previous_stage import check_previous_stage
 from nnunet_dvcl.data.storage import write_json
 from nnunet_dvcl.errors import UserError
 
+# nnU-Net's own keys that most configurations do not have
+_STAGE_KEYS = ("previous_stage", "next_stage")
 # what the preprocessed data depend on: other values need data of their own
 _PREPROCESSING_KEYS = ("spacing", "normalization_schemes", "use_mask_for_norm", "preprocessor_name")
 
@@ -31,13 +34,14 @@ def configure(
         name: the new configuration; a derived one of that name is replaced.
         plans_identifier: as nnU-Net's ``-p``.
         assignments: ``key=value`` with a JSON value (or plain text); keys: nnU-Net's own keys of the configuration,
-            ``architecture.arch_kwargs.<key>``, and ``ssl.<key>``.
+            ``previous_stage`` and ``next_stage``, ``architecture.arch_kwargs.<key>``, and ``ssl.<key>``.
 
     Returns:
         The path of the plans file.
 
     Raises:
-        UserError: no such plans or configuration, an unknown key, an impossible value.
+        UserError: no such plans or configuration, an unknown key, an impossible value, or a previous stage that does
+            not name this configuration as its next one.
     """
     plans_file = find_plans_file(dataset_name_or_id, plans_identifier)
     plans = load_json(plans_file)
@@ -51,6 +55,7 @@ def configure(
 
     replaced = name in plans["configurations"]
     plans["configurations"][name] = derived
+    check_previous_stage(PlansManager(deepcopy(plans)), name)
     write_json(plans, plans_file)
     print(f"{'Replaced' if replaced else 'Wrote'} configuration {name} in {plans_file}:")
     print(json.dumps(derived, indent=2))
@@ -80,7 +85,7 @@ def _parse(assignment: str) -> tuple[str, Any]:
         raise UserError(f"{assignment!r} is no assignment: expected key=value, for instance batch_size=2.")
     try:
         return key, json.loads(text)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):  # also a number of more digits than Python reads
         return key, text
 
 
@@ -93,6 +98,9 @@ def _assign(derived: dict, parent: dict, key: str, value: Any) -> None:
         option = key.removeprefix("architecture.arch_kwargs.")
         _check_own_key(key, option, architecture["arch_kwargs"], value)
         architecture["arch_kwargs"][option] = value
+    elif key in _STAGE_KEYS:
+        _check_stage(key, value)
+        derived[key] = value
     else:
         own = {k: v for k, v in parent.items() if k not in ("ssl", "architecture", "inherits_from")}
         _check_own_key(key, key, own, value)
@@ -102,12 +110,19 @@ def _assign(derived: dict, parent: dict, key: str, value: Any) -> None:
 def _check_own_key(key: str, option: str, known: dict, value: Any) -> None:
     if option not in known:
         raise UserError(
-            f"Unknown key {key}. Known keys here: {', '.join(known)}; also architecture.arch_kwargs.<key> "
-            "and ssl.<key>."
+            f"Unknown key {key}. Known keys here: {', '.join(known)}; also architecture.arch_kwargs.<key>, "
+            f"{', '.join(_STAGE_KEYS)} and ssl.<key>."
         )
     old = known[option]
     if old is not None and not _is_like(value, old):
         raise UserError(f"{key} is {value!r}, expected the type of its present value {old!r}, numbers above 0.")
+
+
+def _check_stage(key: str, value: Any) -> None:
+    names = value if isinstance(value, list) and value and key == "next_stage" else [value]
+    if value is not None and not all(isinstance(name, str) for name in names):
+        several = ", a list of names" if key == "next_stage" else ""
+        raise UserError(f"{key} is {value!r}, expected the name of a configuration{several} or null.")
 
 
 def _is_like(value: Any, old: Any) -> bool:
@@ -115,13 +130,14 @@ def _is_like(value: Any, old: Any) -> bool:
     if isinstance(old, list) and old:
         return isinstance(value, list) and all(_is_like(entry, old[0]) for entry in value)
     if type(old) in (int, float):
-        return (type(value) is int or type(value) is type(old)) and value > 0
+        return (type(value) is int or type(value) is type(old)) and 0 < value < math.inf
     return type(value) is type(old)
 
 
 def _check(derived: dict, resolved: dict) -> None:
     """Refuses what no network or data loader could be built from."""
     check_ssl(resolved.get("ssl", {}))
+    check_name(resolved["data_identifier"], "data_identifier")
     changed = [key for key in derived if key in _PREPROCESSING_KEYS or key.startswith("resampling_fn")]
     if changed and "data_identifier" not in derived:
         raise UserError(

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from contextvars import ContextVar
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch._dynamo import OptimizedModule
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
 
 
 def unwrap(network: nn.Module) -> nn.Module:
@@ -26,8 +29,9 @@ def last_segmentation_layer(network: nn.Module) -> nn.Module:
     layers = getattr(getattr(unwrap(network), "decoder", None), "seg_layers", None)
     if not layers:
         raise NotImplementedError(
-            f"{type(unwrap(network)).__name__} has no decoder.seg_layers: DVCL takes its features from the input of "
-            "the decoder's last segmentation layer. Use plans with one of nnU-Net's U-Nets."
+            f"{type(unwrap(network)).__name__} has no decoder.seg_layers: the contrast takes its features from the "
+            "input of the decoder's last segmentation layer. Use one of nnU-Net's U-Nets, or a method without "
+            "contrast: nnUNetTrainerCPS."
         )
     return layers[-1]
 
@@ -48,7 +52,7 @@ class FeatureTap:
         last_segmentation_layer(network).register_forward_pre_hook(self._keep)
 
     def _keep(self, layer: nn.Module, inputs: tuple[Any, ...]) -> None:
-        if layer.training:
+        if layer.training and not _runs_again.get():
             self._features = inputs[0]
 
     def pop(self) -> Tensor:
@@ -79,6 +83,36 @@ def run_with_features(network: nn.Module, image: Tensor) -> tuple[Tensor, Tensor
         network.train(training)
         hook.remove()
     return full_resolution(output), seen[0]
+
+
+def run_again_for_gradients(network: nn.Module, image: Tensor) -> Tensor | list[Tensor]:
+    """The network's output, without what its gradients need: that is computed by a second run when they are asked for.
+
+    The second run has the random numbers of the first. Running statistics count the batch once, taps see it once.
+    """
+    return checkpoint(network, image, use_reentrant=False, context_fn=lambda: (nullcontext(), _SecondRun(network)))
+
+
+_runs_again: ContextVar[bool] = ContextVar("runs_again", default=False)
+
+
+class _SecondRun:
+    """Leaves no trace: buffers, such as the running mean of a BatchNorm, keep their content; taps look away.
+
+    A block that can be entered again, for gradients that are asked for more than once.
+    """
+
+    def __init__(self, network: nn.Module):
+        self.network = network
+
+    def __enter__(self) -> None:
+        self.before = [(buffer, buffer.clone()) for buffer in self.network.buffers()]
+        self.token = _runs_again.set(True)
+
+    def __exit__(self, *_: Any) -> None:
+        _runs_again.reset(self.token)
+        for buffer, content in self.before:
+            buffer.copy_(content)
 
 
 class FeatureHead(nn.Sequential):

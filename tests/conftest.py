@@ -2,19 +2,17 @@
 
 import copy
 import json
-import multiprocessing
 import os
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
-from multiprocessing.pool import ThreadPool
 from pathlib import Path
-from types import SimpleNamespace
 from unittest import mock
 
 import numpy as np
 import pytest
+from thread_pools import threads_for_processes
 
 NAME = "Dataset901_Tiny"
 LABELED = tuple(f"case_{i}" for i in range(6))
@@ -155,6 +153,38 @@ def tiny_dataset(
     return tiny
 
 
+@pytest.fixture(scope="session")
+def _cascade_original(_tiny_original: TinyDataset, tmp_path_factory: pytest.TempPathFactory) -> TinyDataset:
+    """The data set with ``3d_lowres_tiny`` (spacing 1.5) and ``cascade_tiny``, preprocessed by nnU-Net itself."""
+    tiny = TinyDataset(tmp_path_factory.mktemp("cascade"))
+    shutil.copytree(_tiny_original.root, tiny.root, dirs_exist_ok=True)
+    plans = tiny.plans
+    plans["configurations"] |= {
+        "3d_lowres_tiny": {
+            "inherits_from": "3d_tiny",
+            "data_identifier": "nnUNetPlans_3d_lowres_tiny",
+            "spacing": [1.5, 1.5, 1.5],
+            "next_stage": "cascade_tiny",
+        },
+        "cascade_tiny": {"inherits_from": "3d_tiny", "previous_stage": "3d_lowres_tiny"},
+    }
+    tiny.write_plans(plans)
+    from nnunetv2.experiment_planning import plan_and_preprocess_api as api
+
+    with mock.patch.dict(os.environ, tiny.env), threads_for_processes():
+        api.preprocess_dataset(901, configurations=["3d_lowres_tiny"], num_processes=[1], show_progress_bar=False)
+    return tiny
+
+
+@pytest.fixture
+def cascade_dataset(tiny_dataset: TinyDataset, _cascade_original: TinyDataset) -> TinyDataset:
+    """`tiny_dataset` with ``3d_lowres_tiny`` and ``cascade_tiny``."""
+    lowres = "nnUNetPlans_3d_lowres_tiny"
+    shutil.copytree(_cascade_original.preprocessed / lowres, tiny_dataset.preprocessed / lowres)
+    tiny_dataset.write_plans(_cascade_original.plans)
+    return tiny_dataset
+
+
 @pytest.fixture
 def build_trainer(tiny_dataset):
     """``build_trainer(TrainerClass, configuration="3d_tiny", fold="all", continue_training=False, **ssl)``, on CPU."""
@@ -187,6 +217,23 @@ def start(build_trainer):
         return trainer
 
     return start_trainer
+
+
+@pytest.fixture
+def as_numpy(tiny_dataset):
+    """The labeled folder of 3d_fullres in nnU-Net's NumPy format, unpacked, as it is in training."""
+    from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2, nnUNetDatasetNumpy
+
+    folder = tiny_dataset.preprocessed / "nnUNetPlans_3d_fullres"
+    source = nnUNetDatasetBlosc2(str(folder))
+    for case in source.identifiers:
+        data, seg, _, properties = source.load_case(case)
+        nnUNetDatasetNumpy.save_case(data[:], seg[:], properties, str(folder / case))
+        np.save(folder / f"{case}.npy", data[:])
+        np.save(folder / f"{case}_seg.npy", seg[:])
+    for file in folder.glob("*.b2nd"):
+        file.unlink()
+    return nnUNetDatasetNumpy
 
 
 def _write_raw(tiny: TinyDataset) -> None:
@@ -273,16 +320,9 @@ def read_image(file: Path) -> np.ndarray:
 
 
 def _plan_and_preprocess(tiny: TinyDataset) -> None:
-    """nnU-Net's planning and preprocessing, with threads where it would spawn processes (which takes seconds each)."""
     from nnunetv2.experiment_planning import plan_and_preprocess_api as api
 
-    def threads(*_):
-        return SimpleNamespace(Pool=lambda _: ThreadPool(1))
-
-    with (
-        mock.patch.object(multiprocessing, "get_context", threads),
-        mock.patch("nnunetv2.utilities.utils.Pool", side_effect=lambda processes: ThreadPool(1)),
-    ):
+    with threads_for_processes():
         api.extract_fingerprint_dataset(901, num_processes=1, verbose=False, show_progress_bar=False)
         api.plan_experiment_dataset(901)
         api.preprocess_dataset(901, configurations=["2d", "3d_fullres"], num_processes=[1, 1], show_progress_bar=False)

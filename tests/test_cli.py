@@ -1,5 +1,6 @@
 """The command line: help without torch, each command's arguments, errors without a traceback."""
 
+import re
 import subprocess
 import sys
 from types import ModuleType
@@ -10,7 +11,10 @@ from nnunet_dvcl import __version__
 from nnunet_dvcl.cli import main
 from nnunet_dvcl.errors import UserError
 
-COMMANDS = ("preprocess", "configure", "plot", "demo", "doctor", "trainers")
+COMMANDS = ("convert", "preprocess", "configure", "plot", "demo", "doctor", "trainers")
+COMMANDS = ("split", "preprocess", "configure", "plot", "export", "demo", "doctor", "trainers")
+COMMANDS = ("preprocess", "configure", "plot", "inspect", "demo", "doctor", "trainers")
+COMMANDS = ("preprocess", "configure", "predict-next-stage", "plot", "demo", "doctor", "trainers")
 
 
 @pytest.fixture
@@ -38,9 +42,10 @@ def test_help_lists_every_command_with_one_line(capsys):
     with pytest.raises(SystemExit) as stop:
         main(["--help"])
     assert stop.value.code == 0
-    lines = capsys.readouterr().out.splitlines()
+    output = capsys.readouterr().out
     for command in COMMANDS:
-        assert [line for line in lines if line.split()[:1] == [command] and len(line.split()) > 3], command
+        # argparse puts a long name on a line of its own
+        assert re.search(rf"^ +{command}\s+\w\S* \S+ \S+", output, re.MULTILINE), command
 
 
 @pytest.mark.parametrize("command", [*COMMANDS, "plot curves", "plot features"])
@@ -71,11 +76,20 @@ def test_version(capsys):
     "argv",
     [
         [],
+        ["convert", "btcv", "folder"],
+        ["convert", "-d", "501"],
         ["preprocess", "-d", "501"],
         ["configure", "-d", "501", "-c", "2d", "a=1"],
+        ["split", "-d", "501"],
+        ["split", "--count", "3"],
+        ["export", "folder", "--network", "a"],
+        ["export", "folder", "--to", "elsewhere"],
         ["plot"],
         ["plot", "curves"],
+        ["inspect"],
         ["plot", "features", "-d", "501", "-c", "2d", "-tr", "nnUNetTrainerDVCL"],
+        ["predict-next-stage", "-d", "501", "-tr", "nnUNetTrainerDVCL"],
+        ["predict-next-stage", "-d", "501", "-f", "0"],
     ],
 )
 def test_what_is_missing_is_said(argv, capsys):
@@ -83,6 +97,24 @@ def test_what_is_missing_is_said(argv, capsys):
         main(argv)
     assert stop.value.code == 2
     assert "required" in capsys.readouterr().err
+
+
+def test_convert(fake):
+    calls = fake("nnunet_dvcl.convert.dataset", "convert_dataset")
+    options = ["--link", "--max-unlabeled", "378", "--any-count", "--ignore-geometry"]
+    assert main(["convert", "flare22", "downloads", "-d", "22"]) == 0
+    assert main(["convert", "amos", "downloads", "-d", "23", *options]) == 0
+    assert calls == [
+        ("flare22", "downloads", 22, False, None, False, False),
+        ("amos", "downloads", 23, True, 378, True, True),
+    ]
+
+
+@pytest.mark.parametrize("argv", [["kits", "x", "-d", "1"], ["btcv", "x", "-d", "0"], ["btcv", "x", "-d", "1000"]])
+def test_convert_refuses_what_cannot_be(argv, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["convert", *argv])
+    assert stop.value.code == 2
 
 
 def test_preprocess_runs_each_configuration(fake, capsys):
@@ -153,6 +185,23 @@ def test_plot_features_refuses_what_cannot_be(option, capsys):
     with pytest.raises(SystemExit) as stop:
         main(["plot", "features", "-d", "501", "-c", "2d", "-f", "0", "-tr", "nnUNetTrainerDVCL", *option])
     assert stop.value.code == 2
+
+
+def test_export(fake, capsys):
+    module = ModuleType("nnunet_dvcl.export.model")
+    module.NETWORKS, calls = {"a": "A", "both": "AB"}, []
+    module.export_model = lambda *args: calls.append(args)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "nnunet_dvcl.export.model", module)
+        assert main(["export", "model", "--network", "a", "--to", "out"]) == 0
+        assert capsys.readouterr().out.endswith("-m out -f 0\n")
+        options = ["-f", "1", "-chk", "best", "--no-compare", "-device", "cpu"]
+        assert main(["export", "model", "--network", "both", "--to", "out", *options]) == 0
+        assert capsys.readouterr().out.endswith("-m out -f 0 1\n")
+    assert calls == [
+        ("model", "a", "out", None, "checkpoint_final.pth", True, None),
+        ("model", "both", "out", "1", "best", False, "cpu"),
+    ]
 
 
 def test_demo(fake):

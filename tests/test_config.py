@@ -22,7 +22,7 @@ SSL = TRAINING | {
     "rampup_fraction": 1.0,
     "ignored_as_unlabeled": True,
 }
-CPS = SSL | {"independent_intensities": False}
+CPS = SSL | {"independent_intensities": False, "sequential_twins": False}
 DVCL = CPS | {
     "contrastive_weight": 0.1,
     "distance_weight": 0.3,
@@ -70,6 +70,7 @@ def test_every_key_can_be_overridden():
         "optimizer": "adamw",
         "queue_capacity": 200,
         "independent_intensities": True,
+        "sequential_twins": True,
         "ignored_as_unlabeled": False,
     }
     assert asdict(from_ssl(other)) == other
@@ -125,7 +126,7 @@ def test_whole_numbers_from_0(key, value):
     assert f"ssl.{key} is {value!r}, expected a whole number of at least 0" in str(error.value)
 
 
-@pytest.mark.parametrize("key", ["independent_intensities", "ignored_as_unlabeled"])
+@pytest.mark.parametrize("key", ["independent_intensities", "sequential_twins", "ignored_as_unlabeled"])
 @pytest.mark.parametrize("value", [0, 1, 2.0, "true", None, [True], {}])
 def test_true_or_false(key, value):
     assert [getattr(from_ssl({key: flag}), key) for flag in (True, False)] == [True, False]

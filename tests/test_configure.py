@@ -9,6 +9,7 @@ import torch
 
 from nnunet_dvcl.config import DVCLConfig
 from nnunet_dvcl.configure import configure
+from nnunet_dvcl.data.previous_stage import next_stages
 from nnunet_dvcl.errors import UserError
 
 
@@ -131,7 +132,50 @@ def test_other_plans_are_found_by_their_identifier(tiny_dataset, plans_file):
     assert plans_file.read_bytes() == before
 
 
+def test_a_cascade_of_ones_own(write, tiny_dataset):
+    """From any configuration; the pair is what nnU-Net asks for: each names the other."""
+    lowres = ["spacing=[2.0, 2.0, 2.0]", "data_identifier=nnUNetPlans_own_lowres"]
+    written = write("next_stage=own_cascade", *lowres, name="own_lowres")
+    assert written["next_stage"] == "own_cascade"
+    assert write("previous_stage=own_lowres", "ssl.num_epochs=3", name="own_cascade") == {
+        "inherits_from": "3d_tiny",
+        "previous_stage": "own_lowres",
+        "ssl": {"num_epochs": 3},
+    }
+    plans_manager, cascade = tiny_dataset.managers("own_cascade")
+    assert cascade.previous_stage_name == "own_lowres"
+    assert plans_manager.get_configuration("own_lowres").next_stage_names == ["own_cascade"]
+    assert next_stages(plans_manager, "own_lowres") == ["own_cascade"]
+
+
+def test_several_next_stages_or_none(write, tiny_dataset):
+    write('next_stage=["first", "second"]', name="lowres")
+    write("previous_stage=lowres", name="first")
+    write("previous_stage=lowres", "batch_size=1", name="second")
+    assert next_stages(tiny_dataset.managers("lowres")[0], "lowres") == ["first", "second"]
+    assert write("next_stage=null", parent="lowres", name="alone")["next_stage"] is None
+    assert next_stages(tiny_dataset.managers("alone")[0], "alone") == []
+
+
 # ---------------------------------------------------------------- what is refused
+
+
+def test_a_cascade_needs_a_previous_stage_that_names_it(refused, write):
+    """Also one that is inherited: the predictions of 3d_lowres are for 3d_cascade_fullres alone."""
+    assert "previous stage of own is gone, which the plans do not have" in refused("previous_stage=gone")
+    assert "predicts nothing for it: the next stage of 3d_tiny is None" in refused("previous_stage=3d_tiny")
+    write("next_stage=cascade", name="lowres")
+    write("previous_stage=lowres", name="cascade")
+    message = refused("batch_size=1", parent="cascade", name="own_cascade")
+    assert "the next stage of lowres is cascade" in message
+    assert "nnunet_dvcl configure ... -c lowres --name NAME next_stage=own_cascade" in message
+
+
+@pytest.mark.parametrize(
+    "assignment", ["next_stage=3", "next_stage=[]", "next_stage=[3]", 'previous_stage=["a"]', "previous_stage=true"]
+)
+def test_a_stage_is_a_name(refused, assignment):
+    assert "expected the name of a configuration" in refused(assignment)
 
 
 @pytest.mark.parametrize(

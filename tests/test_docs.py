@@ -25,6 +25,7 @@ from nnunet_dvcl.config import CPSConfig, DVCLConfig, HqCLConfig, SSLConfig, Tra
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 DEFINED_ON_A_PAGE = {"nnUNetTrainerAveragedTeacher"}
+NNUNETS = {"nnUNetTrainer", "nnUNetTrainerBN", "nnUNetTrainerNoDeepSupervision"}
 
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 
@@ -108,7 +109,7 @@ def test_other_commands_exist(page):
 @every_page
 def test_trainers_and_keys_exist(page):
     text = prose(page) + "".join(blocks(page, "bash"))
-    ours = {"nnUNetTrainer", *nnunet_dvcl.trainers.__all__, *DEFINED_ON_A_PAGE}
+    ours = {*NNUNETS, *nnunet_dvcl.trainers.__all__, *DEFINED_ON_A_PAGE}
     assert not set(re.findall(r"\bnnUNetTrainer[A-Za-z]*(?:_[A-Za-z]+)*", page.read_text())) - ours
     # not the name of the page what-limits-ssl.md
     assert not set(re.findall(r"(?<!-)\bssl\.([a-z_]+)", text)) - set(known_options())

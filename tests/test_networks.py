@@ -4,7 +4,14 @@ from dynamic_network_architectures.architectures.unet import PlainConvUNet, Resi
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from nnunet_dvcl.networks import FeatureHead, FeatureTap, last_segmentation_layer, run_with_features, unwrap
+from nnunet_dvcl.networks import (
+    FeatureHead,
+    FeatureTap,
+    last_segmentation_layer,
+    run_again_for_gradients,
+    run_with_features,
+    unwrap,
+)
 
 FEATURES = [4, 8, 16]
 NETWORKS = [(PlainConvUNet, 2), (PlainConvUNet, 3), (ResidualEncoderUNet, 2), (ResidualEncoderUNet, 3)]
@@ -188,6 +195,41 @@ def test_the_head_treats_each_row_alone():
 
 
 def test_the_head_is_not_linear():
+    torch.manual_seed(0)  # a head whose biases outweigh the row is linear around it
     head, row = FeatureHead(4, 8), torch.randn(1, 4)
     zero = head(torch.zeros(1, 4))
     assert not torch.allclose(head(-row) - zero, -(head(row) - zero), atol=1e-4)
+
+
+def _trained_once(run) -> tuple[list[torch.Tensor], dict[str, torch.Tensor], torch.Tensor]:
+    """Gradients, buffers and tapped features of a network with dropout and running statistics, after one backward."""
+    torch.manual_seed(0)
+    network = build()
+    network.encoder.stages[1].insert(0, nn.BatchNorm2d(FEATURES[0]))
+    network.encoder.stages[1].insert(1, nn.Dropout(0.5))
+    tap = FeatureTap(network)
+    outputs = run(network, image(2))
+    features = tap.pop()
+    total = sum(output.square().mean() for output in outputs) + features.square().mean()
+    torch.autograd.grad(total, features, retain_graph=True)  # asked for twice
+    total.backward()
+    with pytest.raises(RuntimeError, match="no features"):
+        tap.pop()
+    return [p.grad for p in network.parameters()], dict(network.named_buffers()), features.detach()
+
+
+def test_a_second_run_gives_the_same_gradients_and_leaves_no_trace():
+    gradients, buffers, features = _trained_once(lambda network, x: network(x))
+    again, buffers_again, features_again = _trained_once(run_again_for_gradients)
+    assert buffers["encoder.stages.1.0.num_batches_tracked"] == 1
+    torch.testing.assert_close(again, gradients)
+    torch.testing.assert_close(buffers_again, buffers)
+    torch.testing.assert_close(features_again, features)
+
+
+def test_until_then_nothing_is_kept_for_the_gradients():
+    network = build()
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.shape) or x, lambda x: x):
+        run_again_for_gradients(network, image(2))
+    assert len(kept) <= 1

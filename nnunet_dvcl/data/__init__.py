@@ -1,6 +1,6 @@
 """Unlabeled scans: found, checked, preprocessed and loaded, with never a label read."""
 
-from nnunet_dvcl.data.dataset import ImageMask, UnlabeledDataset
+from nnunet_dvcl.data.dataset import ImageMask, NumpyDataset, UnlabeledDataset
 from nnunet_dvcl.data.loader import (
     UnlabeledLoader,
     allowed_workers,
@@ -16,6 +16,7 @@ from nnunet_dvcl.data.validation import draw_validation_patches
 
 __all__ = [
     "ImageMask",
+    "NumpyDataset",
     "UnlabeledDataset",
     "UnlabeledLoader",
     "allowed_workers",

@@ -1,16 +1,34 @@
 """Unlabeled cases from both sources, without anything that a label decides."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from os.path import getmtime, join
 
 import numpy as np
-from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset
+from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset, nnUNetDatasetNumpy
+
+from nnunet_dvcl.errors import UserError
+
+
+@contextmanager
+def _reading(case: str) -> Iterator[None]:
+    """Files that were whole when the training began can be changed or gone by now."""
+    try:
+        yield
+    except Exception as error:
+        raise UserError(
+            f"The files of the preprocessed case {case} cannot be read ({error}). Were they changed or "
+            "removed during the training? Delete what is left of the case, preprocess it again (nnunet_dvcl "
+            "preprocess; for a case of the split nnUNetv2_preprocess) and go on with --c."
+        ) from error
 
 
 class _LazyArray:
     """A stored array (memory map, Blosc2) of which only what is indexed is read, and only ``_show`` of that is seen."""
 
-    def __init__(self, stored) -> None:
+    def __init__(self, stored, case: str = "") -> None:
         self._stored = stored
+        self._case = case
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -21,10 +39,11 @@ class _LazyArray:
         return self._stored.dtype
 
     def __getitem__(self, key) -> np.ndarray:
-        return self._show(self._stored[key])
+        with _reading(self._case):
+            return self._show(self._stored[key])
 
 
-class Image(_LazyArray):
+class Writable(_LazyArray):
     """What is read can be written to: nnU-Net's transforms work in place, on a read-only memory map they crash."""
 
     @staticmethod
@@ -55,10 +74,34 @@ class UnlabeledDataset:
     def __len__(self) -> int:
         return len(self.identifiers)
 
-    def load_case(self, identifier: str) -> tuple[Image, ImageMask, None, dict]:
-        """As nnU-Net's dataset classes: data, mask in the place of the segmentation, no previous stage, properties.
+    def load_case(self, identifier: str) -> tuple[Writable, ImageMask, np.ndarray | None, dict]:
+        """As nnU-Net's dataset classes: data, mask in the place of the segmentation, previous stage, properties.
 
-        Data [channels, *S] float32 and mask [1, *S] are lazy; ``properties["class_locations"]`` is None.
+        Data [channels, *S] float32 and mask [1, *S] are lazy. The segmentation that the previous stage of a cascade has
+        predicted, [*S], is None without a cascade. ``properties["class_locations"]`` is None.
+
+        Raises:
+            UserError: the files cannot be read, here or when the lazy arrays are.
         """
-        data, segmentation, _, properties = self._source[identifier].load_case(identifier)
-        return Image(data), ImageMask(segmentation), None, {**properties, "class_locations": None}
+        source = self._source[identifier]
+        case = join(source.source_folder, identifier)
+        with _reading(case):
+            data, segmentation, previous_stage, properties = source.load_case(identifier)
+            if data.shape[1:] != segmentation.shape[1:]:
+                raise ValueError(f"the image has shape {data.shape[1:]}, its segmentation {segmentation.shape[1:]}")
+        properties = {**properties, "class_locations": None}
+        return Writable(data, case), ImageMask(segmentation, case), previous_stage, properties
+
+    def written_at(self, identifier: str) -> float:
+        """When the case was preprocessed, as the file system has it [s]."""
+        return getmtime(join(self._source[identifier].source_folder, f"{identifier}.pkl"))
+
+
+class NumpyDataset(nnUNetDatasetNumpy):
+    """nnU-Net's data set of ``.npz`` files and, once a training has unpacked them, of memory maps; see `Writable`."""
+
+    def load_case(self, identifier: str) -> tuple[Writable, Writable, Writable | None, dict]:
+        case = join(self.source_folder, identifier)
+        data, segmentation, previous_stage, properties = super().load_case(identifier)
+        previous_stage = None if previous_stage is None else Writable(previous_stage, case)
+        return Writable(data, case), Writable(segmentation, case), previous_stage, properties

@@ -23,8 +23,10 @@ class DatasetFolders:
 
     @classmethod
     def of(cls, plans_manager: PlansManager, configuration_manager: ConfigurationManager) -> "DatasetFolders":
-        """Raises ``UserError`` when ``nnUNet_preprocessed`` is not set."""
+        """Raises ``UserError`` when ``nnUNet_preprocessed`` is not set, or a name in the plans leads elsewhere."""
         name = plans_manager.dataset_name
+        check_name(name, "dataset_name of the plans")
+        check_name(configuration_manager.data_identifier, "data_identifier of the plans")
         raw = join(nnUNet_raw, name) if nnUNet_raw.is_set() else None
         return cls(raw, join(preprocessed_root(), name), configuration_manager.data_identifier)
 
@@ -68,18 +70,26 @@ def find_plans_file(dataset_name_or_id: str, plans_identifier: str) -> str:
     """The plans of a data set that is named as for nnU-Net's ``-d`` and ``-p``.
 
     Raises:
-        UserError: no such data set, or it is not planned.
+        UserError: no such data set, or it is not planned; a name that leads elsewhere.
     """
+    check_name(plans_identifier, "plans identifier")
     root = preprocessed_root()
     try:
         name = maybe_convert_to_dataset_name(dataset_name_or_id)
     except (RuntimeError, ValueError) as error:
         raise UserError(f"No data set {dataset_name_or_id}: {error}") from error
+    check_name(name, "data set")
     for file in ("dataset.json", f"{plans_identifier}.json"):
         if not isfile(join(root, name, file)):
             missing = join(root, name, file)
             raise UserError(f"{missing} does not exist: run nnUNetv2_plan_and_preprocess -d {dataset_name_or_id}.")
     return join(root, name, f"{plans_identifier}.json")
+
+
+def check_name(name: object, what: str) -> None:
+    """``UserError`` unless `name` names something in a folder: a path could lead out of nnU-Net's folders."""
+    if not isinstance(name, str) or not name.strip(".") or set(name) & set("/\\\0"):
+        raise UserError(f"{name!r} is no {what}: expected a name, not a path.")
 
 
 def preprocessed_root() -> str:

@@ -1,6 +1,9 @@
 """The unlabeled stream: nnU-Net's loader, augmentation and workers, with a mask of the valid voxels as target."""
 
+import multiprocessing
 import os
+import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -13,6 +16,7 @@ from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
 from nnunet_dvcl.data.dataset import UnlabeledDataset
+from nnunet_dvcl.errors import UserError
 
 _WORKERS_VARIABLE = "nnUNet_n_proc_DA"
 Augmenter = SingleThreadedAugmenter | NonDetMultiThreadedAugmenter
@@ -21,8 +25,8 @@ Augmenter = SingleThreadedAugmenter | NonDetMultiThreadedAugmenter
 class UnlabeledLoader(nnUNetDataLoader):
     """Random patches of random unlabeled cases.
 
-    Yields ``data`` [B, channels, *S] float32, ``target`` [B, 1, *S] int16 (0 inside the image, -1 where a voxel is
-    padding or outside) and ``keys``, the B identifiers.
+    Yields ``data`` [B, channels, *S] float32 (in a cascade with a channel more for each label), ``target`` [B, 1, *S]
+    int16 (0 inside the image, -1 where a voxel is padding or outside) and ``keys``, the B identifiers.
     """
 
     def __init__(
@@ -46,11 +50,34 @@ class UnlabeledLoader(nnUNetDataLoader):
         # Else nnU-Net looks for annotated voxels.
         self.has_ignore = False
 
+    def set_thread_id(self, thread_id: int) -> None:
+        """Each worker process calls it first."""
+        super().set_thread_id(thread_id)
+        if multiprocessing.parent_process() is not None:
+            _exit_with(os.getppid())
+
+
+class Workers(NonDetMultiThreadedAugmenter):
+    """batchgenerators' worker processes, with an error that says which of them died, and of what."""
+
+    def __next__(self) -> dict:
+        workers = self._processes  # emptied before the error comes
+        try:
+            return super().__next__()
+        except RuntimeError as error:
+            ends = ", ".join(str(worker.exitcode) for worker in workers if worker.exitcode)
+            raise UserError(
+                f"An augmentation worker of the unlabeled scans is no longer alive (exit status {ends or 0}). If it "
+                "printed an error, that is the reason. Otherwise the system ended it, most likely because the memory "
+                f"was full: use fewer workers ({_WORKERS_VARIABLE}). Go on with --c."
+            ) from error
+
 
 def unlabeled_transforms(training_transforms: ComposeTransforms) -> ComposeTransforms:
     """nnU-Net's training transforms, less the one that turns padding (-1) into background (0).
 
-    Made by ``trainer.get_training_transforms`` with ``deep_supervision_scales=None, is_cascaded=False, regions=None``.
+    Made by ``trainer.get_training_transforms`` with ``deep_supervision_scales=None, regions=None``. In a cascade they
+    move the previous stage's segmentation into the image, a channel each label, and padding has none of the labels.
     """
     return ComposeTransforms([t for t in training_transforms.transforms if not _removes_padding(t)])
 
@@ -79,10 +106,14 @@ def allowed_workers(num_workers: int) -> Iterator[None]:
 
 
 def start_augmenter(loader: nnUNetDataLoader, num_workers: int, pin_memory: bool) -> Augmenter:
-    """Batches without end: made in this process for 0 workers, else by worker processes, set up as nnU-Net's own."""
+    """Batches without end: made in this process for 0 workers, else by worker processes, set up as nnU-Net's own.
+
+    Raises:
+        UserError: here or at any later batch, a worker process died.
+    """
     if num_workers == 0:
         return SingleThreadedAugmenter(loader, None)
-    augmenter = NonDetMultiThreadedAugmenter(
+    augmenter = Workers(
         data_loader=loader,
         transform=None,
         num_processes=num_workers,
@@ -103,3 +134,14 @@ def stop_augmenter(augmenter: Augmenter | None) -> None:
 
 def _removes_padding(transform: BasicTransform) -> bool:
     return isinstance(transform, RemoveLabelTansform) and transform.label_value == -1
+
+
+def _exit_with(parent: int) -> None:
+    """A worker of a killed training would make batches for nobody, forever."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

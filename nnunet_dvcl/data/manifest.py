@@ -48,13 +48,13 @@ def is_current(folder: str, settings: dict) -> bool:
         UserError: the folder holds cases that were made with other settings (names what differs) or without a manifest.
     """
     file = manifest_file(folder)
-    made_with = _read(file) if isfile(file) else None
+    made_with = _read(file)
     if made_with == settings:
         return True
     if not holds_cases(folder):
         return False
     if made_with is None:
-        problem = f"does not say which plans it was made with: {file} is missing (copied without it?)."
+        problem = f"does not say which plans it was made with: {file} is missing or damaged (copied without it?)."
     else:
         problem = f"was preprocessed with other plans:\n{bullet_list(_differences(made_with, settings))}"
     raise UserError(
@@ -68,9 +68,16 @@ def write_manifest(folder: str, settings: dict) -> None:
     write_json(settings, manifest_file(folder))
 
 
-def _read(file: str) -> dict:
-    with open(file, encoding="utf-8") as handle:
-        return json.load(handle)
+def _read(file: str) -> dict | None:
+    """None: there is none, or it is damaged."""
+    if not isfile(file):
+        return None
+    try:
+        with open(file, encoding="utf-8") as handle:
+            settings = json.load(handle)
+    except ValueError:
+        return None
+    return settings if isinstance(settings, dict) else None
 
 
 def _differences(old: dict, new: dict) -> list[str]:

@@ -1,19 +1,11 @@
 """Preprocess the unlabeled scans with the plans of the labeled cases: once, in parallel, resumable."""
 
-import multiprocessing
 import os
-import shutil
-import threading
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from dataclasses import dataclass
 from os.path import dirname, join
 
 import numpy as np
 from batchgenerators.utilities.file_and_folder_operations import load_json
-from filelock import FileLock, Timeout
 from nnunetv2.configuration import default_num_processes
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
@@ -23,12 +15,12 @@ from nnunet_dvcl.data.folders import DatasetFolders, find_plans_file
 from nnunet_dvcl.data.images import BadImage, check_images
 from nnunet_dvcl.data.manifest import is_current, preprocessing_settings, write_manifest
 from nnunet_dvcl.data.messages import bullet_list
+from nnunet_dvcl.data.processes import Log, in_processes, locked
 from nnunet_dvcl.data.raw import find_unlabeled_images
 from nnunet_dvcl.data.splits import check_scans_have_no_label
-from nnunet_dvcl.data.storage import HIDDEN_FOLDER, complete_cases, save_case
+from nnunet_dvcl.data.storage import HIDDEN_FOLDER, complete_cases, remove_leftovers, save_case
 from nnunet_dvcl.errors import UserError
-
-Log = Callable[[str], object]
+from nnunet_dvcl.files import writing
 
 
 @dataclass(frozen=True)
@@ -107,7 +99,7 @@ def preprocess_images(
 
     Raises:
         UserError: the folder was made with other plans; scans that cannot be used (all named, the others are kept); a
-            worker process died.
+            worker process died; the folder cannot be written to.
     """
     folder, dataset_class = preprocessor.folder, preprocessor.dataset_class
     settings = preprocessing_settings(preprocessor.plans_manager, preprocessor.configuration_manager, dataset_class)
@@ -120,71 +112,22 @@ def preprocess_images(
     if not missing():
         return
     hidden = join(folder, HIDDEN_FOLDER)
-    os.makedirs(hidden, exist_ok=True)
-    with _locked(join(hidden, "lock"), log):
+    lock = join(hidden, "lock")
+    with writing(folder):
+        os.makedirs(hidden, exist_ok=True)
+        open(lock, "a").close()
+    with locked(lock, log):
         todo = missing()
         if not todo:
             return
-        _remove_leftovers(hidden)
+        remove_leftovers(folder)
         write_manifest(folder, settings)
         log(f"Preprocessing {len(todo)} of {len(images)} unlabeled scans into {folder}")
-        results = tqdm(_run(preprocessor, todo, num_processes), total=len(todo), desc="Unlabeled scans")
+        results = in_processes(preprocessor, todo.items(), min(num_processes, len(todo)))
+        results = tqdm(results, total=len(todo), desc="Unlabeled scans")
         problems = sorted(problem for problem in results if problem)
     if problems:
         raise UserError(
             f"{len(problems)} unlabeled scan(s) cannot be used; the other {len(images) - len(problems)} are done and "
             f"kept. Mend or remove these and run again:\n{bullet_list(problems)}"
         )
-
-
-def _run(preprocessor: ScanPreprocessor, todo: dict[str, list[str]], num_processes: int) -> Iterator[str | None]:
-    """Yield each scan's problem or None, as they finish."""
-    if num_processes <= 1:
-        yield from (preprocessor(identifier, files) for identifier, files in todo.items())
-        return
-    pool = ProcessPoolExecutor(
-        min(num_processes, len(todo)), multiprocessing.get_context("spawn"), initializer=_exit_with_parent
-    )
-    try:
-        futures = [pool.submit(preprocessor, identifier, files) for identifier, files in todo.items()]
-        for future in as_completed(futures):
-            yield future.result()
-    except BrokenProcessPool as error:
-        raise UserError(
-            "A worker process died while it preprocessed unlabeled scans, most likely because the memory was full. "
-            "What is done is kept; run `nnunet_dvcl preprocess` with fewer workers (-np 1) to do the rest."
-        ) from error
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _exit_with_parent() -> None:
-    """A worker of a killed parent would wait for work forever, and hold its memory."""
-
-    def wait_for_parent() -> None:
-        multiprocessing.parent_process().join()
-        os._exit(1)
-
-    threading.Thread(target=wait_for_parent, daemon=True).start()
-
-
-@contextmanager
-def _locked(file: str, log: Log) -> Iterator[None]:
-    """Alone in this block; the system frees the lock when its owner is killed."""
-    lock = FileLock(file)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        log(f"Another process preprocesses the unlabeled scans; waiting for it ({file})")
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-def _remove_leftovers(hidden: str) -> None:
-    """What a killed run left behind: temporary folders of cases, never a case."""
-    for entry in os.scandir(hidden):
-        if entry.is_dir():
-            shutil.rmtree(entry.path)

@@ -46,6 +46,9 @@ def _group_by_identifier(folder: str, ending: str) -> tuple[dict[str, dict[int, 
     for name in sorted(os.listdir(folder)):
         if name.startswith("."):
             continue
+        if (shown := name.encode(errors="backslashreplace").decode()) != name:
+            strays.append(shown)  # bytes that are no text: SimpleITK crashes on such a name
+            continue
         match = pattern.fullmatch(name)
         if match:
             scans.setdefault(match["identifier"], {})[int(match["channel"])] = name

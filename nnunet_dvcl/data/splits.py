@@ -56,6 +56,12 @@ def validation_cases(splits_file: str, fold: int | str, labeled: Collection[str]
     return sorted(splits[int(fold)]["val"])
 
 
+def folds_that_validate(splits_file: str, case: str) -> list[int]:
+    """The folds of ``splits_final.json`` that have the case in "val"."""
+    splits = _read(splits_file) if isfile(splits_file) else []
+    return [fold for fold, split in enumerate(splits) if not _shape_problems(split) and case in split["val"]]
+
+
 def check_scans_have_no_label(scans: Collection[str], labeled: Collection[str], images_folder: str) -> None:
     """``UserError`` when a scan of ``imagesTr_unlabeled`` has the identifier of a labeled case."""
     both = sorted(set(scans) & set(labeled))
@@ -71,7 +77,7 @@ def _read(splits_file: str) -> list:
     try:
         with open(splits_file, encoding="utf-8") as file:
             splits = json.load(file)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{splits_file} is not valid JSON: {error}") from error
     if not isinstance(splits, list):
         raise UserError(f"{splits_file} must hold a list with one entry a fold, not {type(splits).__name__}.")
@@ -86,6 +92,8 @@ def _shape_problems(split: object) -> list[str]:
         if key in ("train", "val", KEY):
             if not isinstance(split[key], list) or not all(isinstance(case, str) for case in split[key]):
                 problems.append(f'"{key}" must be a list of case identifiers (strings)')
+            elif key != KEY and not split[key]:
+                problems.append(f'"{key}" is empty')
         elif difflib.get_close_matches(key.lower(), [KEY]):
             problems.append(f'"{key}" is not a key; did you mean "{KEY}"?')
     return problems

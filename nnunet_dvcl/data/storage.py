@@ -2,7 +2,10 @@
 
 import json
 import os
+import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from os.path import basename, isdir, join
 
 import numpy as np
@@ -12,6 +15,8 @@ from nnunetv2.training.dataloading.nnunet_dataset import (
     nnUNetDatasetBlosc2,
     nnUNetDatasetNumpy,
 )
+
+from nnunet_dvcl.files import replacing, writing
 
 HIDDEN_FOLDER = ".nnunet_dvcl"
 """Holds all that is not a case: nnU-Net looks at the plain files of the folder alone."""
@@ -51,8 +56,11 @@ def save_case(
         image_mask: [1, *S] int8, 0 inside the image and -1 outside.
         properties: nnU-Net's properties of the case.
         patch_size: the plan's; Blosc2 cuts its chunks to it.
+
+    Raises:
+        UserError: the folder cannot be written to.
     """
-    with tempfile.TemporaryDirectory(dir=join(folder, HIDDEN_FOLDER), prefix="case_") as temporary:
+    with writing(join(folder, identifier)), whole_files(folder) as temporary:
         target = join(temporary, identifier)
         if dataset_class is nnUNetDatasetBlosc2:
             blocks, chunks = comp_blosc2_params(data.shape, patch_size, data.itemsize)
@@ -64,17 +72,27 @@ def save_case(
             # Unpacked now, inside the same commit: nnU-Net unpacks the labeled folder only.
             np.save(f"{target}.npy", data)
             np.save(f"{target}_seg.npy", image_mask)
+
+
+@contextmanager
+def whole_files(folder: str) -> Iterator[str]:
+    """A temporary folder in the hidden folder, whose files are moved into ``folder`` when the block ends well."""
+    with tempfile.TemporaryDirectory(dir=join(folder, HIDDEN_FOLDER), prefix="case_") as temporary:
+        yield temporary
         _move_into(folder, [entry.path for entry in os.scandir(temporary)])
 
 
+def remove_leftovers(folder: str) -> None:
+    """What a killed run left behind: temporary folders of cases, never a case."""
+    for entry in os.scandir(join(folder, HIDDEN_FOLDER)):
+        if entry.is_dir():
+            shutil.rmtree(entry.path)
+
+
 def write_json(content: dict, file: str) -> None:
-    """Write ``content`` whole or not at all; one writer at a time."""
-    temporary = f"{file}.partial"
-    with open(temporary, "w", encoding="utf-8") as handle:
+    """Write ``content`` whole or not at all; one writer at a time. ``UserError`` where it cannot be written."""
+    with replacing(file) as partial, open(partial, "w", encoding="utf-8") as handle:
         json.dump(content, handle, indent=4)
-        handle.flush()
-        os.fsync(handle.fileno())
-    os.replace(temporary, file)
 
 
 def _move_into(folder: str, files: list[str]) -> None:

@@ -7,7 +7,8 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from nnunet_dvcl.data.dataset import UnlabeledDataset
 from nnunet_dvcl.data.folders import DatasetFolders
 from nnunet_dvcl.data.manifest import is_current, preprocessing_settings
-from nnunet_dvcl.data.preprocess import Log, ScanPreprocessor, preprocess_images
+from nnunet_dvcl.data.preprocess import ScanPreprocessor, preprocess_images
+from nnunet_dvcl.data.processes import Log
 from nnunet_dvcl.data.raw import find_unlabeled_images
 from nnunet_dvcl.data.splits import check_scans_have_no_label, withheld_cases
 from nnunet_dvcl.data.storage import complete_cases
@@ -21,11 +22,15 @@ def get_unlabeled_dataset(
     fold: int | str,
     num_processes: int,
     log: Log,
+    use_folder: bool = True,
+    folder_with_segs_from_previous_stage: str | None = None,
 ) -> UnlabeledDataset:
     """The unlabeled cases of a fold from both sources: ``imagesTr_unlabeled`` and the fold's ``"unlabeled"`` cases.
 
     Scans that are not yet preprocessed are preprocessed first. Without ``imagesTr_unlabeled`` (a machine that holds
-    only preprocessed data) the scans that were preprocessed before are used.
+    only preprocessed data) the scans that were preprocessed before are used. With `use_folder` False there are only the
+    split's. A cascade names the folder with the segmentations of its previous stage, which this function does not look
+    into.
 
     Raises:
         UserError: there is no unlabeled case (says how to provide one), or one of them cannot be used.
@@ -37,7 +42,9 @@ def get_unlabeled_dataset(
     preprocessor = ScanPreprocessor(
         folders.unlabeled, plans_manager, configuration_manager, dataset_json, dataset_class
     )
-    if folders.raw is not None and isdir(folders.images):
+    if not use_folder:
+        scans = []
+    elif folders.raw is not None and isdir(folders.images):
         images = find_unlabeled_images(folders.raw, dataset_json)
         check_scans_have_no_label(images, labeled, folders.images)
         preprocess_images(images, preprocessor, num_processes, log)
@@ -49,7 +56,9 @@ def get_unlabeled_dataset(
         raise UserError(_no_unlabeled_case(folders, dataset_json, fold, sorted(labeled)))
     log(f"Unlabeled cases: {len(scans)} of imagesTr_unlabeled, {len(withheld)} of the split with their labels withheld")
     sources = [(folders.unlabeled, scans), (folders.labeled, withheld)]
-    return UnlabeledDataset(dataset_class(folder, cases) for folder, cases in sources if cases)
+    return UnlabeledDataset(
+        dataset_class(folder, cases, folder_with_segs_from_previous_stage) for folder, cases in sources if cases
+    )
 
 
 def _preprocessed_scans(preprocessor: ScanPreprocessor, folders: DatasetFolders, log: Log) -> list[str]:

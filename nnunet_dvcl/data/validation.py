@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
+from batchgeneratorsv2.transforms.nnunet.seg_to_onehot import MoveSegAsOneHotToDataTransform
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
@@ -15,12 +16,21 @@ def draw_validation_patches(
 ) -> tuple[Tensor, Tensor]:
     """Patches around foreground voxels, the classes in equal shares as nnU-Net draws them; the same at each call.
 
+    In a cascade the images have a channel more for each label, the previous stage's prediction.
+
     Returns:
         images [number, channels, *S] float32 and label maps [number, *S] int64 with nnU-Net's own values, -1 where a
         voxel is padding or outside.
     """
+    cascaded = dataset.folder_with_segs_from_previous_stage is not None
     loader = nnUNetDataLoader(
-        dataset, number, patch_size, patch_size, label_manager, oversample_foreground_percent=1.0, transforms=None
+        dataset,
+        number,
+        patch_size,
+        patch_size,
+        label_manager,
+        oversample_foreground_percent=1.0,
+        transforms=MoveSegAsOneHotToDataTransform(1, label_manager.foreground_labels) if cascaded else None,
     )
     with _fixed_random_state():
         batch = next(loader)

@@ -35,6 +35,8 @@ class ClassBank(nn.Module):
     def push(self, features: Tensor, classes: Tensor) -> None:
         """Stores each row in the ring of its class, in order; the oldest rows of that class make way.
 
+        A row that is not finite is ignored.
+
         Args:
             features: [n, d], any floating dtype.
             classes: [n] int64 in [-1, C); -1: the row is ignored.
@@ -44,6 +46,7 @@ class ClassBank(nn.Module):
         """
         if features.shape[1:] != self.features.shape[2:]:
             raise ValueError(f"features have shape {tuple(features.shape)}, expected [n, {self.features.shape[2]}]")
+        classes = classes.where(features.isfinite().all(1), -1)
         one_hot = F.one_hot(classes + 1, self.num_classes + 1)[:, 1:]  # [n, C], a zero row for class -1
         arrived = one_hot.sum(0)  # [C]
         position = (one_hot.cumsum(0) - 1).gather(1, classes.clamp(min=0)[:, None])[:, 0]  # [n], place within the class

@@ -37,6 +37,8 @@ class FeatureQueue(nn.Module):
     def push(self, **rows: Tensor) -> Tensor:
         """Stores n rows in order; the oldest make way.
 
+        A row that is not finite in each part is not stored: its slot keeps what it held.
+
         Args:
             **rows: [n, width] for each part, any floating dtype.
 
@@ -51,9 +53,10 @@ class FeatureQueue(nn.Module):
         slots = (self.cursor + torch.arange(n, device=self.cursor.device)) % self.capacity
         slots[: max(n - self.capacity, 0)] = -1
         kept = slice(max(n - self.capacity, 0), n)
+        finite = torch.stack([values.isfinite().all(1) for values in rows.values()]).all(0)[kept, None]
         for part, values in rows.items():
             buffer = self.get_buffer(_buffer(part))
-            buffer[slots[kept]] = values[kept].detach().to(buffer)
+            buffer[slots[kept]] = torch.where(finite, values[kept].detach().to(buffer), buffer[slots[kept]])
         self.cursor.copy_((self.cursor + n) % self.capacity)
         self.count.copy_((self.count + n).clamp(max=self.capacity))
         return slots

@@ -11,10 +11,12 @@ import numpy as np
 import torch
 from acvl_utils.cropping_and_padding.padding import pad_nd_image
 from nnunetv2.inference.sliding_window_prediction import compute_steps_for_sliding_window
+from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from torch import Tensor
 
 from nnunet_dvcl.data.folders import DatasetFolders
 from nnunet_dvcl.data.messages import bullet_list
+from nnunet_dvcl.data.previous_stage import PreviousStage, with_previous_stage
 from nnunet_dvcl.data.splits import validation_cases
 from nnunet_dvcl.data.storage import complete_cases
 from nnunet_dvcl.errors import UserError
@@ -25,7 +27,7 @@ _NUM_CASES = 4
 class Case(NamedTuple):
     """A preprocessed case."""
 
-    data: np.ndarray  # [channels, Z, Y, X]
+    data: np.ndarray  # [channels, Z, Y, X], the input of the network
     truth: np.ndarray  # [1, Z, Y, X], -1 outside the image
 
 
@@ -58,10 +60,28 @@ def _problem(case: str, labeled: set[str], scans: set[str]) -> str:
     return f"{case}: is not there; did you mean {', '.join(like)}?"
 
 
-def load_cases(folders: DatasetFolders, names: Sequence[str]) -> dict[str, Case]:
-    """Preprocessed cases, by nnU-Net's dataset class, which reads what is indexed."""
-    dataset = folders.dataset_class()(folders.labeled, list(names))
-    return {name: Case(*dataset.load_case(name)[:2]) for name in names}
+def load_cases(
+    folders: DatasetFolders,
+    names: Sequence[str],
+    previous_stage: PreviousStage | None,
+    label_manager: LabelManager,
+) -> dict[str, Case]:
+    """Preprocessed cases, by nnU-Net's dataset class, which reads what is indexed.
+
+    Raises:
+        UserError: in a cascade, a case has no prediction of the previous stage.
+    """
+    dataset_class = folders.dataset_class()
+    if previous_stage is None:
+        dataset = dataset_class(folders.labeled, list(names))
+        return {name: Case(*dataset.load_case(name)[:2]) for name in names}
+    previous_stage.check_labeled(names, folders.splits_file)
+    dataset = dataset_class(folders.labeled, list(names), previous_stage.labeled)
+    cases = {}
+    for name in names:
+        data, truth, segmentation, _ = dataset.load_case(name)
+        cases[name] = Case(with_previous_stage(data[:], segmentation[:], label_manager), truth)
+    return cases
 
 
 def windows(shape: Sequence[int], patch_size: Sequence[int], batch_size: int) -> list[tuple[slice, ...]]:

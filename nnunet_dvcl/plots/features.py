@@ -17,6 +17,8 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from sklearn.manifold import TSNE
 
 from nnunet_dvcl.data.folders import DatasetFolders
+from nnunet_dvcl.data.previous_stage import stage_before
+from nnunet_dvcl.device import find_device
 from nnunet_dvcl.errors import UserError
 from nnunet_dvcl.labels import labels_of
 from nnunet_dvcl.networks import FeatureHead, unwrap
@@ -76,7 +78,7 @@ def plot_features(
         num_voxels: drawn in each panel, half of them unreliable.
 
     Raises:
-        UserError: a trainer is not trained, a case is unknown or has no truth, or what is not supported yet.
+        UserError: a trainer is not trained, or a case is unknown, has no truth, or no prediction of the previous stage.
     """
     folds = [find_trained(dataset_name_or_id, name, plans_identifier, configuration, fold) for name in trainers]
     chosen = [choose_checkpoints(trained, checkpoints) for trained in folds]
@@ -91,25 +93,16 @@ def plot_features(
         save_picture(_draw(rows, organs), output_folder, "features", HEADER, table)
 
 
-def find_device(name: str | None) -> torch.device:
-    """The named device, or a GPU where there is one; ``UserError`` where the named one is not there."""
-    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if name is None:
-        name = "cuda" if available["cuda"] else "cpu"
-    if not available[name]:
-        raise UserError(f"torch finds no {name} device here: use -device cpu.")
-    return torch.device(name)
-
-
 def _embedding(
     predictor: nnUNetPredictor, trained: TrainedFold, checkpoint: str, wanted: Sequence[str], count: int
 ) -> Embedding:
     network, state, epoch = _load(predictor, trained, checkpoint)
     folders = DatasetFolders.of(predictor.plans_manager, predictor.configuration_manager)
+    previous_stage = stage_before(predictor.plans_manager, trained.trainer, trained.configuration, trained.fold)
     name = short_name(trained.trainer)
     voxels = draw_features(
         network,
-        load_cases(folders, choose_cases(folders, trained.fold, wanted)),
+        load_cases(folders, choose_cases(folders, trained.fold, wanted), previous_stage, predictor.label_manager),
         predictor.configuration_manager.patch_size,
         predictor.configuration_manager.batch_size,
         labels_of(predictor.label_manager),
@@ -129,7 +122,6 @@ def _load(predictor: nnUNetPredictor, trained: TrainedFold, name: str) -> tuple[
     """Network A with its head, our part of the checkpoint, and the number of trained epochs."""
     checkpoint = load_checkpoint(join(trained.folder, name))
     predictor.initialize_from_trained_model_folder(dirname(trained.folder), (trained.fold,), name)
-    _refuse_unsupported(predictor)
     state = checkpoint.get("ssl_state", {})
     weights = state.get("companions", {}).get("head_A")
     try:
@@ -145,11 +137,6 @@ def _head(weights: Mapping[str, torch.Tensor]) -> FeatureHead:
     head = FeatureHead(in_features, feature_dim)
     head.load_state_dict(weights)
     return head
-
-
-def _refuse_unsupported(predictor: nnUNetPredictor) -> None:
-    if predictor.configuration_manager.previous_stage_name is not None:
-        raise UserError("plot features does not support a cascade (3d_cascade_fullres) yet.")
 
 
 def embed(features: np.ndarray) -> np.ndarray:

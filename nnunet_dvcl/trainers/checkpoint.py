@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, field
 from typing import Any
+from zipfile import is_zipfile
 
 import torch
 
@@ -23,33 +23,32 @@ class SSLState:
     memory: dict = field(default_factory=dict)
 
 
-def add_ssl_state(partial: str, state: SSLState, loadable_by: str, filename: str) -> None:
-    """Turns the checkpoint that nnU-Net wrote to `partial` into ours, and moves it to `filename` in one step.
-
-    A kill at any moment leaves the old `filename` or the new one, never half of one.
+def add_ssl_state(partial: str, state: SSLState, loadable_by: str) -> None:
+    """Turns the checkpoint that nnU-Net wrote to `partial` into ours.
 
     Args:
-        partial: nnU-Net's checkpoint, in the folder of `filename`; gone afterwards.
+        partial: nnU-Net's checkpoint.
         state: what is added.
         loadable_by: the trainer class that plain nnU-Net builds the network with at prediction.
-        filename: the checkpoint.
     """
     checkpoint = torch.load(partial, map_location="cpu", weights_only=False)
     checkpoint["ssl_state"] = vars(state)
     checkpoint["trainer_name"] = loadable_by
     with open(partial, "wb") as file:
         torch.save(checkpoint, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, filename)
 
 
 def read_ssl_state(filename: str, trainer: str, config: TrainingConfig, device: torch.device) -> SSLState:
     """Reads the key ``ssl_state`` and compares it with the run that wants to go on.
 
     Raises:
-        UserError: a checkpoint of another trainer, or of other values under ``"ssl"``; says what differs.
+        UserError: no whole checkpoint, one of another trainer, or of other values under ``"ssl"``; says what differs.
     """
+    if not is_zipfile(filename):  # what torch.save writes ends with the list of its contents
+        raise UserError(
+            f"{filename} is damaged, or no checkpoint. Move it away: --c then goes on from what is there of "
+            "checkpoint_latest.pth and checkpoint_best.pth."
+        )
     checkpoint = torch.load(filename, map_location=device, weights_only=False)
     if "ssl_state" not in checkpoint:
         raise UserError(

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from nnunet_dvcl.config import CPSConfig
 from nnunet_dvcl.data import twin_views
 from nnunet_dvcl.losses import gaussian_rampup
+from nnunet_dvcl.networks import run_again_for_gradients
 from nnunet_dvcl.trainers.nnUNetTrainerSSL import Step, Term, nnUNetTrainerSSL
 
 # nnU-Net's supervised loss is Dice + CE, twice the paper's (Dice + CE)/2: doubling the other terms keeps its ratios
@@ -44,6 +45,16 @@ class nnUNetTrainerCPS(nnUNetTrainerSSL):
         if not self.config.independent_intensities:
             return super().views(image)
         return dict(zip(self.students(), image.chunk(2, dim=1), strict=True))
+
+    def forward(self, name: str, image: Tensor) -> Tensor | list[Tensor]:
+        """With `sequential_twins` a network keeps nothing for its gradients: it runs again when they are asked for.
+
+        By then those of the terms are done, and after them B's, since autograd goes from the newest to the oldest. So
+        the activations of A, of B and of the terms are never held together.
+        """
+        if self.config.sequential_twins:
+            return run_again_for_gradients(self.students()[name], image)
+        return super().forward(name, image)
 
     def ssl_terms(self, step: Step) -> dict[str, Term]:
         a, b = (step.unlabeled_patches(logits) for logits in step.logits.values())

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from contextlib import nullcontext
 from typing import ClassVar
 
 import numpy as np
 import torch
 from batchgenerators.utilities.file_and_folder_operations import join
 from nnunetv2.configuration import default_num_processes
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.utilities.collate_outputs import collate_outputs
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from torch import Tensor, nn
@@ -28,10 +28,12 @@ from nnunet_dvcl.data import (
 from nnunet_dvcl.errors import UserError
 from nnunet_dvcl.labels import Labels, labels_of
 from nnunet_dvcl.networks import full_resolution, unwrap
+from nnunet_dvcl.next_stage import predict_unlabeled
 from nnunet_dvcl.trainers.checkpoint import SSLState
 from nnunet_dvcl.trainers.nnUNetTrainerSupervised import nnUNetTrainerSupervised
 from nnunet_dvcl.trainers.progress_plot import plot_progress
 from nnunet_dvcl.trainers.step import Step, Term, labeled_part, to_device, to_host
+from nnunet_dvcl.trainers.update import update
 
 
 class nnUNetTrainerSSL(nnUNetTrainerSupervised):
@@ -43,6 +45,7 @@ class nnUNetTrainerSSL(nnUNetTrainerSupervised):
       wrapped for several GPUs, checkpointed),
     - `build_memory`: banks, queues, averaged teachers (checkpointed only),
     - `students`: the networks that get nnU-Net's supervised loss,
+    - `views` and `forward`: what a student sees of the images, and how it is run on it,
     - `ssl_terms`: its terms of the total loss, and what it wants logged,
     - `before_backward`: what it wants to look at between the terms and their gradients,
     - `after_step`: what follows the optimizer's step,
@@ -52,8 +55,8 @@ class nnUNetTrainerSSL(nnUNetTrainerSupervised):
     What deploys is network A, exactly as nnU-Net builds it.
 
     Raises:
-        NotImplementedError: a cascade.
-        UserError: bad unlabeled data or hyper-parameters, or a batch that is too small for the number of GPUs.
+        UserError: bad unlabeled data or hyper-parameters, a cascade without the predictions of its previous stage, or a
+            batch that is too small for the number of GPUs.
     """
 
     config_class: ClassVar[type[SSLConfig]] = SSLConfig
@@ -80,6 +83,10 @@ class nnUNetTrainerSSL(nnUNetTrainerSupervised):
     def views(self, image: Tensor) -> dict[str, Tensor]:
         """What each student sees of the images that the loaders make."""
         return dict.fromkeys(self.students(), image)
+
+    def forward(self, name: str, image: Tensor) -> Tensor | list[Tensor]:
+        """A student's output for what it sees, with gradient."""
+        return self.students()[name](image)
 
     def ssl_terms(self, step: Step) -> dict[str, Term]:
         raise NotImplementedError("nnUNetTrainerSSL is the base of the methods: train with one, e.g. nnUNetTrainerDVCL")
@@ -119,9 +126,6 @@ class nnUNetTrainerSSL(nnUNetTrainerSupervised):
         name = type(self).__name__
         if type(self).ssl_terms is nnUNetTrainerSSL.ssl_terms:
             raise NotImplementedError(f"{name} is the base of the methods: train with one, e.g. nnUNetTrainerDVCL.")
-        for unsupported, what in ((self.is_cascaded, "a cascade (3d_cascade_fullres)"),):
-            if unsupported:
-                raise NotImplementedError(f"{name} does not support {what} yet.")
 
     def _set_batch_size_and_oversample(self) -> None:
         ranks, labeled = distributed.world_size(), self.configuration_manager.batch_size
@@ -137,15 +141,25 @@ class nnUNetTrainerSSL(nnUNetTrainerSupervised):
 
     # ---------------------------------------------------------------- data
 
+    @property
+    def _num_processes(self) -> int:
+        return min(default_num_processes, os.cpu_count() or 1)
+
+
     def get_dataloaders(self):
+        previous_stage = self.previous_stage()
         dataset = get_unlabeled_dataset(
             self.plans_manager,
             self.configuration_manager,
             self.dataset_json,
             self.fold,
-            min(default_num_processes, os.cpu_count() or 1),
+            self._num_processes,
             self.print_to_log_file,
+            self.config.unlabeled_folder,
+            previous_stage and previous_stage.unlabeled,
         )
+        if previous_stage is not None:
+            previous_stage.check_unlabeled(dataset)
         labeled_workers, unlabeled_workers = divide_workers(
             get_allowed_n_proc_DA(), self.batch_size, self.unlabeled_batch_size
         )
@@ -168,6 +182,8 @@ class nnUNetTrainerSSL(nnUNetTrainerSupervised):
             mirror_axes,
             dummy_2d,
             use_mask_for_norm=self.configuration_manager.use_mask_for_norm,
+            is_cascaded=self.is_cascaded,
+            foreground_labels=self.label_manager.foreground_labels,
         )
         return UnlabeledLoader(
             dataset,
@@ -191,6 +207,7 @@ class nnUNetTrainerSSL(nnUNetTrainerSupervised):
 
     def train_step(self, batch: dict) -> dict[str, float]:
         """The supervised loss of each student (DVCL, Eq. 1), the method's terms, one update; returns what is logged."""
+        self.check_labels(batch)
         unlabeled = next(self.dataloader_unlabeled)
         target = to_device(batch["target"], self.device)
         image = torch.cat((batch["data"], unlabeled["data"])).to(self.device, non_blocking=True)
@@ -199,7 +216,7 @@ class nnUNetTrainerSSL(nnUNetTrainerSupervised):
 
         self.optimizer.zero_grad(set_to_none=True)
         with self._autocast():
-            outputs = {name: network(views[name]) for name, network in self.students().items()}
+            outputs = {name: self.forward(name, views[name]) for name in self.students()}
             terms = {
                 f"supervised_{name}": Term(self.loss(labeled_part(output, num_labeled), target), 1.0)
                 for name, output in outputs.items()
@@ -217,38 +234,56 @@ class nnUNetTrainerSSL(nnUNetTrainerSupervised):
         self.loss_terms = tuple(terms)
         self.before_backward(step, terms)
         total = sum(term.weight * term.value for term in terms.values())
-        self._optimize(total)
+        finite = self._optimize(total)
         self.after_step()
         self.iteration += 1
 
         values = {name: term.value.detach() for name, term in terms.items()} | {"total": total.detach()}
-        on_host = to_host(values | step.statistics)
+        on_host = to_host(values | step.statistics | {"skipped_steps": ~finite})
+        self.count_step(on_host["skipped_steps"], {name: on_host[name] for name in values})
         # nnU-Net's own curves compare the training with the validation loss, so this is A's supervised loss
         return {"loss": on_host["supervised_A"], **on_host}
 
-    def _autocast(self):
-        return torch.autocast("cuda") if self.device.type == "cuda" else nullcontext()
+    def _optimize(self, total: Tensor) -> Tensor:
+        """Returns [] bool: whether the loss was finite."""
+        return update(total, self.optimizer, self.grad_scaler, self._clip_gradients)
 
-    def _optimize(self, total: Tensor) -> None:
-        """nnU-Net's own update; gradients are clipped per network, as nnU-Net does for its one."""
-        if self.grad_scaler is None:
-            total.backward()
-            self._clip_gradients()
-            self.optimizer.step()
-        else:
-            self.grad_scaler.scale(total).backward()
-            self.grad_scaler.unscale_(self.optimizer)
-            self._clip_gradients()
-            self.grad_scaler.step(self.optimizer)
-            self.grad_scaler.update()
-
-    def _clip_gradients(self) -> None:
-        for module in (self.network, *self.companions.values()):
-            nn.utils.clip_grad_norm_(module.parameters(), 12)
+    def _clip_gradients(self) -> Tensor:
+        """Each network by itself, as nnU-Net does for its one."""
+        modules = (self.network, *self.companions.values())
+        return sum(nn.utils.clip_grad_norm_(module.parameters(), 12) for module in modules)
 
     def on_train_end(self) -> None:
         super().on_train_end()
         stop_augmenter(self.dataloader_unlabeled)
+
+    def perform_actual_validation(self, save_probabilities: bool = False) -> None:
+        super().perform_actual_validation(save_probabilities)
+        if self.local_rank == 0 and self.configuration_manager.next_stage_names:
+            self._predict_next_stage()
+
+    def _predict_next_stage(self) -> None:
+        """What nnU-Net does for the validation cases, for the unlabeled ones."""
+        predictor = nnUNetPredictor(device=self.device, allow_tqdm=False)
+        predictor.manual_initialization(
+            unwrap(self.network),
+            self.plans_manager,
+            self.configuration_manager,
+            None,
+            self.dataset_json,
+            type(self).__name__,
+            self.inference_allowed_mirroring_axes,
+        )
+        self.set_deep_supervision_enabled(False)
+        predict_unlabeled(
+            predictor,
+            type(self).__name__,
+            self.configuration_name,
+            self.fold,
+            self._num_processes,
+            self.print_to_log_file,
+        )
+        self.set_deep_supervision_enabled(True)
 
     # ---------------------------------------------------------------- logging
 
@@ -256,7 +291,8 @@ class nnUNetTrainerSSL(nnUNetTrainerSupervised):
         super().on_train_epoch_end(train_outputs)
         of_ranks = distributed.gather_objects(collate_outputs(train_outputs))
         outputs = {key: np.concatenate([of_rank[key] for of_rank in of_ranks]) for key in of_ranks[0] if key != "loss"}
-        means = {key: float(np.nanmean(v)) if np.isfinite(v).any() else float("nan") for key, v in outputs.items()}
+        skipped = float(outputs.pop("skipped_steps").sum()) / len(of_ranks)  # all ranks skip the same steps
+        means = {key: _mean_of_finite(values) for key, values in outputs.items()} | {"skipped_steps": skipped}
         for key, mean in means.items():
             self._log(f"ssl/{key}", mean)
         self._print_values(means)
@@ -293,7 +329,8 @@ class nnUNetTrainerSSL(nnUNetTrainerSupervised):
 
     def ssl_state(self) -> SSLState:
         state = super().ssl_state()
-        state.iteration = self.iteration
+        # --c begins an epoch, also where this one was not finished
+        state.iteration = (self.current_epoch + 1) * self.num_iterations_per_epoch
         state.companions = {name: unwrap(module).state_dict() for name, module in self.companions.items()}
         state.memory = self.memory.state_dict()
         return state
@@ -304,3 +341,8 @@ class nnUNetTrainerSSL(nnUNetTrainerSupervised):
         for name, module in self.companions.items():
             unwrap(module).load_state_dict(state.companions[name])
         self.memory.load_state_dict(state.memory)
+
+
+def _mean_of_finite(values: np.ndarray) -> float:
+    finite = values[np.isfinite(values)]
+    return float(finite.mean()) if finite.size else float("nan")

@@ -10,18 +10,28 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import ClassVar
 
 import numpy as np
 import torch
+from batchgenerators.utilities.file_and_folder_operations import join
+from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetNumpy
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-from torch import nn
+from torch import Tensor, nn
 
 from nnunet_dvcl import distributed
 from nnunet_dvcl.config import TrainingConfig
-from nnunet_dvcl.networks import unwrap
+from nnunet_dvcl.data import NumpyDataset
+from nnunet_dvcl.data.previous_stage import PreviousStage, check_stages, stage_before
+from nnunet_dvcl.data.splits import withheld_cases
+from nnunet_dvcl.errors import UserError
+from nnunet_dvcl.files import replacing, writing
+from nnunet_dvcl.networks import full_resolution, unwrap
 from nnunet_dvcl.trainers.checkpoint import SSLState, add_ssl_state, read_ssl_state
+from nnunet_dvcl.trainers.step import to_device, to_host
+from nnunet_dvcl.trainers.update import MOST_SKIPPED_IN_A_ROW, SkippedSteps, update
 
 
 class nnUNetTrainerSupervised(nnUNetTrainer):
@@ -31,13 +41,18 @@ class nnUNetTrainerSupervised(nnUNetTrainer):
     exactly as nnU-Net builds it.
 
     Raises:
-        UserError: bad hyper-parameters, or a checkpoint of another trainer or of other hyper-parameters.
+        UserError: bad hyper-parameters, a bad split, a label that dataset.json does not name, a checkpoint of another
+            trainer or of other hyper-parameters, one that cannot be read or written, a cascade without the predictions
+            of its previous stage, or a loss that is not finite for too many steps.
     """
 
     config_class: ClassVar[type[TrainingConfig]] = TrainingConfig
     config: TrainingConfig
+    skipped: SkippedSteps
 
     def initialize(self) -> None:
+        with writing(self.output_folder), TemporaryFile(dir=self.output_folder):
+            pass  # not only when the first checkpoint is written
         self.config = self.read_config()
         self.initial_lr = self.config.initial_lr
         self.num_epochs = self.config.num_epochs
@@ -47,8 +62,11 @@ class nnUNetTrainerSupervised(nnUNetTrainer):
             self._use_own_device()
         self._respect_num_threads()
         self._seed_everything()
+        self.skipped = SkippedSteps()
         with _wrapped_on(self.device) if self.is_ddp else nullcontext():
             super().initialize()
+        if self.dataset_class is nnUNetDatasetNumpy:
+            self.dataset_class = NumpyDataset
         self.logger.update_config({"ssl": asdict(self.config)})
         self.print_to_log_file(f"{type(self).__name__} uses {json.dumps(asdict(self.config))}")
 
@@ -61,13 +79,25 @@ class nnUNetTrainerSupervised(nnUNetTrainer):
     def read_config(self) -> TrainingConfig:
         return self.config_class.from_plans(self.configuration_manager.configuration)
 
-    def configure_optimizers(self):
+    def configure_optimizers(self, *stage):
+        """`stage` comes from those trainers of nnU-Net that have a warm-up, and ask again when it begins and ends."""
         if self.config.optimizer == "sgd":
-            return super().configure_optimizers()
+            return super().configure_optimizers(*stage)
+        if self.optimizer is not None:
+            return self.optimizer, self.lr_scheduler
         optimizer = torch.optim.AdamW(
             self.network.parameters(), self.initial_lr, weight_decay=self.weight_decay, amsgrad=True
         )
         return optimizer, PolyLRScheduler(optimizer, self.initial_lr, self.num_epochs)
+
+    def set_deep_supervision_enabled(self, enabled: bool) -> None:
+        try:
+            super().set_deep_supervision_enabled(enabled)
+        except AttributeError as error:
+            raise NotImplementedError(
+                f"{type(unwrap(self.network)).__name__} has no decoder whose deep supervision nnU-Net could switch: "
+                "override set_deep_supervision_enabled, as nnU-Net's Primus trainers do."
+            ) from error
 
     def build_vanilla_network(self, enable_deep_supervision: bool) -> nn.Module:
         """The network as nnU-Net builds it from the plans alone, with fresh weights, on the CPU."""
@@ -85,11 +115,25 @@ class nnUNetTrainerSupervised(nnUNetTrainer):
         return next(owner for owner in type(self).__mro__ if "build_network_architecture" in vars(owner))
 
     def on_train_start(self) -> None:
+        self._check_stages()
         super().on_train_start()
         if self.local_rank == 0:
             for leftover in Path(self.output_folder).glob("*.partial"):  # of a run that was killed while it wrote
                 leftover.unlink()
         self._verify_deployable()
+
+    def previous_stage(self) -> PreviousStage | None:
+        """Whose predictions a cascade uses; None where this is none."""
+        return stage_before(self.plans_manager, type(self).__name__, self.configuration_name, self.fold)
+
+    def _check_stages(self) -> None:
+        """What nnU-Net would stumble over in the first batch of a cascade, or when its previous stage is finished."""
+        check_stages(self.plans_manager, self.configuration_name)
+        previous_stage = self.previous_stage()
+        if previous_stage is not None:
+            train, validation = self.do_split()
+            splits_file = join(self.preprocessed_dataset_folder_base, "splits_final.json")
+            previous_stage.check_labeled({*train, *validation}, splits_file)
 
     def _verify_deployable(self) -> None:
         """A model that plain nnU-Net could not load fails now, not after 1000 epochs."""
@@ -97,11 +141,86 @@ class nnUNetTrainerSupervised(nnUNetTrainer):
             network = self.build_vanilla_network(enable_deep_supervision=False)
         network.load_state_dict(unwrap(self.network).state_dict())
 
+    def do_split(self) -> tuple[list[str], list[str]]:
+        """nnU-Net's own, of a file that is as it should be."""
+        identifiers = self.dataset_class.get_identifiers(self.preprocessed_dataset_folder)
+        withheld_cases(join(self.preprocessed_dataset_folder_base, "splits_final.json"), self.fold, identifiers)
+        return super().do_split()
+
+    def check_labels(self, batch: dict) -> None:
+        """Raises ``UserError`` for a label without a channel of the output: a GPU would stop without saying why."""
+        if self.label_manager.has_regions:  # there it is in no region
+            return
+        highest = max(*self.label_manager.all_labels, self.label_manager.ignore_label or 0)
+        found = full_resolution(batch["target"]).flatten(1).amax(1).tolist()
+        for case, label in zip(batch["keys"], found, strict=True):
+            if label > highest:
+                raise UserError(
+                    f"{case} has the label {label:g}, but the labels of dataset.json end at {highest}. Mend it and "
+                    "preprocess again; nnUNetv2_plan_and_preprocess --verify_dataset_integrity names all such cases."
+                )
+
+    def validation_step(self, batch: dict) -> dict:
+        self.check_labels(batch)
+        return super().validation_step(batch)
+
+    def train_step(self, batch: dict) -> dict[str, float]:
+        """nnU-Net's own, but a loss that is not finite changes nothing."""
+        self.check_labels(batch)
+        image, target = batch["data"].to(self.device, non_blocking=True), to_device(batch["target"], self.device)
+        self.optimizer.zero_grad(set_to_none=True)
+        with self._autocast():
+            loss = self.loss(self.network(image), target)
+        finite = update(loss, self.optimizer, self.grad_scaler, self._clip_gradients)
+        output = to_host({"loss": loss.detach(), "skipped_steps": ~finite})
+        self.count_step(output["skipped_steps"], {"loss": output["loss"]})
+        return output
+
+    def _autocast(self):
+        return torch.autocast("cuda") if self.device.type == "cuda" else nullcontext()
+
+    def _clip_gradients(self) -> Tensor:
+        return nn.utils.clip_grad_norm_(self.network.parameters(), 12)
+
+    def count_step(self, skipped: bool, losses: dict[str, float]) -> None:
+        """Counts the steps whose loss was not finite, and stops the training after too many in a row.
+
+        Raises:
+            UserError: names the losses. The weights, which none of these steps changed, are saved before.
+        """
+        self.skipped.count(skipped, losses)
+        if self.skipped.in_a_row < MOST_SKIPPED_IN_A_ROW:
+            return
+        file = join(self.output_folder, "checkpoint_latest.pth")
+        self.current_epoch -= 1  # --c begins this epoch anew; saving counts it as done
+        self.save_checkpoint(file)
+        saved = "Nothing is saved: checkpoints are disabled" if self.disable_checkpointing else f"{file} is from before"
+        raise UserError(
+            f"The loss was not finite in {self.skipped.in_a_row} steps in a row ({self.skipped.names()}). They were "
+            f"skipped and changed no weight. {saved}. Is there an image with NaN or extreme values "
+            "(nnUNetv2_plan_and_preprocess --verify_dataset_integrity)? Is ssl.initial_lr too high?"
+        )
+
+    def on_train_epoch_end(self, train_outputs: list[dict]) -> None:
+        done = [output for output in train_outputs if not output["skipped_steps"]]
+        super().on_train_epoch_end(done or train_outputs)
+        if len(done) < len(train_outputs):
+            self.print_to_log_file(
+                f"WARNING: {len(train_outputs) - len(done)} of {len(train_outputs)} steps were skipped, because the "
+                f"loss was not finite: {self.skipped.names()}."
+            )
+        self.skipped.terms.clear()
+
     def save_checkpoint(self, filename: str) -> None:
-        partial = f"{filename}.partial"
-        super().save_checkpoint(partial)
-        if self.local_rank == 0 and not self.disable_checkpointing:
-            add_ssl_state(partial, self.ssl_state(), self._architecture_owner.__name__, filename)
+        """Raises ``UserError`` where it cannot be written; what `filename` was before is unchanged then."""
+        if self.local_rank != 0:
+            return
+        if self.disable_checkpointing:
+            super().save_checkpoint(filename)  # tells so
+            return
+        with replacing(filename) as partial:
+            super().save_checkpoint(partial)
+            add_ssl_state(partial, self.ssl_state(), self._architecture_owner.__name__)
 
     def ssl_state(self) -> SSLState:
         """What the checkpoint gets beside nnU-Net's own content."""

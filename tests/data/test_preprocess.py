@@ -14,7 +14,7 @@ from filelock import FileLock
 from nnunetv2.training.dataloading import nnunet_dataset
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class, nnUNetDatasetBlosc2
 
-from nnunet_dvcl.data import preprocess, preprocess_unlabeled
+from nnunet_dvcl.data import preprocess_unlabeled, processes
 from nnunet_dvcl.data.images import BadImage, check_images
 from nnunet_dvcl.data.storage import complete_cases
 from nnunet_dvcl.errors import UserError
@@ -146,7 +146,7 @@ def test_kill_9_and_resume(tiny_dataset):
 
 
 def test_dead_worker(tiny_dataset, monkeypatch):
-    monkeypatch.setattr(preprocess, "_exit_with_parent", functools.partial(os._exit, 1))
+    monkeypatch.setattr(processes, "_exit_with_parent", functools.partial(os._exit, 1))
     with pytest.raises(UserError, match=r"(?s)memory.*fewer workers"):
         run(num_processes=2)
 
@@ -173,7 +173,7 @@ def test_finished_folder_may_be_read_only(tiny_dataset, monkeypatch):
         raise PermissionError
 
     monkeypatch.setattr(os, "makedirs", forbidden)
-    monkeypatch.setattr(preprocess, "FileLock", forbidden)
+    monkeypatch.setattr(processes, "FileLock", forbidden)
     run()
 
 

@@ -93,3 +93,46 @@ def test_each_view_is_masked_where_nnunet_masks():
 def test_deep_supervision_gets_its_targets():
     out = twin_views(transforms([16, 16], scales=[[1, 1], [0.5, 0.5]]))(**sample([20, 20]))
     assert [tuple(level.shape) for level in out["segmentation"]] == [(1, 16, 16), (1, 8, 8)]
+
+
+@pytest.mark.parametrize("patch", [[16, 16], [16, 16, 16]])
+def test_both_views_end_with_the_same_previous_stage(patch):
+    """The previous stage has the labels of the segmentation, and is augmented once for both."""
+    cascade = nnUNetTrainer.get_training_transforms(
+        patch, (-np.pi, np.pi), None, (0, 1), False, is_cascaded=True, foreground_labels=[1, 2]
+    )
+    augmented, differ = 0, 0
+    for seed in range(12):
+        data = sample(larger(patch))
+        data["segmentation"] = data["segmentation"].repeat(2, *[1] * len(patch))
+        np.random.seed(seed)
+        torch.manual_seed(seed)
+        out = twin_views(cascade)(**data)
+        assert out["segmentation"].shape == (1, *patch)
+        (a, a_last), (b, b_last) = (view.split(2) for view in out["image"].chunk(2))
+        assert a_last.shape == (2, *patch)
+        assert torch.equal(a_last, b_last)
+        assert set(a_last.unique().tolist()) <= {0, 1}
+        augmented += not torch.equal(a_last[0], (out["segmentation"][0] == 1).float())
+        differ += not torch.allclose(a, b)
+    assert differ >= 8
+    assert 0 < augmented < 12
+
+
+def test_a_view_of_a_cascade_is_what_nnunet_makes():
+    patch, outputs = [16, 16], []
+    for wrap in (lambda t: t, twin_views):
+        cascade = nnUNetTrainer.get_training_transforms(
+            patch, (-np.pi, np.pi), [[1, 1], [0.5, 0.5]], (0, 1), False, is_cascaded=True, foreground_labels=[1, 2]
+        )
+        kept = [transform for transform in wrap(cascade).transforms if not is_random(transform)]
+        data = sample([20, 20])
+        data["segmentation"] = torch.cat((data["segmentation"], data["segmentation"].flip(1)))
+        np.random.seed(1)
+        torch.manual_seed(1)
+        outputs.append(ComposeTransforms(kept)(**data))
+    expected, ours = outputs
+    for view in ours["image"].chunk(2):
+        torch.testing.assert_close(view, expected["image"])
+    for level, same in zip(ours["segmentation"], expected["segmentation"], strict=True):
+        torch.testing.assert_close(level, same)

@@ -108,3 +108,16 @@ def test_autocast_changes_no_center():
 def test_impossible_sizes_are_named(wrong):
     with pytest.raises(ValueError, match=wrong):
         ClassBank(**{"num_classes": 3, "capacity": 4, "dim": 5} | {wrong: 0})
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_a_row_that_is_not_finite_is_ignored(value):
+    bank, without = ClassBank(NUM_CLASSES, 3, 2), ClassBank(NUM_CLASSES, 3, 2)
+    features, labels = numbered(1, [0, 1, 1, 0])
+    bank.push(features, labels)
+    without.push(features, labels)
+    features, labels = numbered(5, [0, 1, 1])
+    features[1, 0] = value
+    bank.push(features, labels)
+    without.push(features[[0, 2]], labels[[0, 2]])
+    assert all(torch.equal(row, without.state_dict()[key]) for key, row in bank.state_dict().items())

@@ -115,3 +115,24 @@ def test_a_push_that_does_not_fit_is_refused_and_changes_nothing(rows):
         queue.push(**rows)
     assert len(queue) == 2
     assert queue.rows()["features"][:, 0].tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("part", ["features", "probabilities"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_row_that_is_not_finite_leaves_its_slot_as_it_was(part, value):
+    queue = FeatureQueue(4, features=3, probabilities=2)
+    queue.push(**numbered(1, 4))
+    rows = {name: values.clone() for name, values in numbered(5, 3).items()}
+    rows[part][1, -1] = value
+    assert queue.push(**rows).tolist() == [0, 1, 2]
+    assert queue.rows()["features"][:, 0].tolist() == [5, 2, 7, 4]
+    assert queue.rows()["probabilities"][:, 0].tolist() == [-5, -2, -7, -4]
+    assert queue.push(**numbered(8, 1)).tolist() == [3]
+
+
+def test_more_rows_than_fit_with_one_that_is_not_finite():
+    queue = FeatureQueue(2, features=3, probabilities=2)
+    rows = {part: values.clone() for part, values in numbered(1, 5).items()}
+    rows["features"][3] = float("nan")
+    assert queue.push(**rows).tolist() == [-1, -1, -1, 1, 0]
+    assert queue.rows()["features"][:, 0].tolist() == [5, 0]

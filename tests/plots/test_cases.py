@@ -74,7 +74,7 @@ def test_an_unknown_case_is_named(choose, tiny_dataset):
 
 def test_cases_are_read_from_the_preprocessed_data(tiny_dataset):
     folders = DatasetFolders.of(*tiny_dataset.managers())
-    cases = load_cases(folders, ["case_4", "case_1"])
+    cases = load_cases(folders, ["case_4", "case_1"], None, None)
     assert list(cases) == ["case_4", "case_1"]
     for name, (data, truth) in cases.items():
         expected = folders.dataset_class()(folders.labeled).load_case(name)

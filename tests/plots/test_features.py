@@ -1,5 +1,4 @@
 import shlex
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,9 +8,10 @@ from matplotlib.image import imread
 
 import nnunet_dvcl.plots.features as module
 from nnunet_dvcl.cli import main
+from nnunet_dvcl.device import find_device
 from nnunet_dvcl.errors import UserError
 from nnunet_dvcl.networks import FeatureHead
-from nnunet_dvcl.plots.features import embed, find_device, plot_features
+from nnunet_dvcl.plots.features import embed, plot_features
 from nnunet_dvcl.trainers import nnUNetTrainerCPS, nnUNetTrainerDVCL, nnUNetTrainerSupervised
 
 SPLIT = {"train": ["case_4"], "val": ["case_3", "case_1"], "unlabeled": ["case_0", "case_2", "case_5"]}
@@ -196,12 +196,6 @@ def test_regions_and_an_ignore_label(train, plot, label_mode):
     assert {row["organ"] for row in rows} == expected
     assert {row["predicted"] for row in rows} <= expected
     assert {row["reliable"] for row in rows} == {"0", "1"}
-
-
-def test_a_cascade_is_not_supported_yet():
-    predictor = SimpleNamespace(configuration_manager=SimpleNamespace(previous_stage_name="3d_lowres"))
-    with pytest.raises(UserError, match="plot features does not support a cascade"):
-        module._refuse_unsupported(predictor)
 
 
 def test_networks_that_cannot_be_shown(train, plot, monkeypatch):

@@ -90,7 +90,7 @@ def _observe(trainer, monkeypatch) -> Observed:
         _keep(monkeypatch, trainer.memory["queue"], "rows", stored, lambda rows: {k: _leaf(v) for k, v in rows.items()})
     ssl_terms = trainer.ssl_terms
     monkeypatch.setattr(trainer, "ssl_terms", lambda step: steps.append(step) or ssl_terms(step))
-    monkeypatch.setattr(trainer, "_optimize", lambda total: None)
+    monkeypatch.setattr(trainer, "_optimize", lambda total: torch.tensor(True))
     trainer.train_step(next(trainer.dataloader_train))
 
     found: dict[str, Term] = terms[0]

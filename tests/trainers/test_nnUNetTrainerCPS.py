@@ -3,7 +3,8 @@ import math
 import pytest
 import torch
 
-from nnunet_dvcl.trainers import nnUNetTrainerCPS
+from benchmarks.compare import peak_bytes_of
+from nnunet_dvcl.trainers import nnUNetTrainerCPS, nnUNetTrainerDVCL
 
 
 def _parameters(module) -> torch.Tensor:
@@ -94,3 +95,30 @@ def test_what_each_network_sees(start, independent):
     assert any(differ[:2] + differ[4:6]) == independent, "labeled patches"
     assert any(differ) == independent
     assert next(trainer.dataloader_val)["data"].shape[1] == 1, "validation sees one view"
+
+
+@pytest.mark.parametrize("trainer_class", [nnUNetTrainerCPS, nnUNetTrainerDVCL])
+@pytest.mark.parametrize("configuration", ["2d_tiny", "3d_tiny"])
+def test_sequential_twins_are_trained_the_same(start, trainer_class, configuration):
+    """Same values and same weights, to float tolerance: only what is held for the gradients differs."""
+    trained = []
+    for sequential in (False, True):
+        trainer = start(trainer_class, configuration, sequential_twins=sequential, initial_lr=0.001)
+        batch = next(trainer.dataloader_train)
+        torch.manual_seed(1)
+        outputs = [trainer.train_step(batch) for _ in range(2)]
+        trained.append((outputs, [_parameters(network) for network in trainer.students().values()]))
+    (outputs, joint), (outputs_sequential, sequential) = trained
+    for one, other in zip(outputs, outputs_sequential, strict=True):
+        assert other == pytest.approx(one, rel=1e-4, nan_ok=True)
+    torch.testing.assert_close(sequential, joint, rtol=1e-4, atol=1e-6)
+
+
+def test_sequential_twins_keep_the_activations_of_one_network(start):
+    def kept(**ssl) -> int:
+        trainer = start(nnUNetTrainerCPS, **ssl)
+        batch = next(trainer.dataloader_train)
+        trainer.train_step(batch)
+        return peak_bytes_of(lambda: trainer.train_step(batch), torch.device("cpu"))
+
+    assert kept(sequential_twins=True) < 0.75 * kept()

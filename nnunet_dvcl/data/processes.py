@@ -1,0 +1,72 @@
+"""Work for several processes, and one at a time in a folder."""
+
+import itertools
+import multiprocessing
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, as_completed, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from typing import TypeVar
+
+from filelock import FileLock, Timeout
+
+from nnunet_dvcl.errors import UserError
+
+Log = Callable[[str], object]
+Result = TypeVar("Result")
+
+
+def in_processes(function: Callable[..., Result], tasks: Iterable[tuple], num_processes: int) -> Iterator[Result]:
+    """Yield ``function(*task)`` of each task, as they finish; in this process where one is enough.
+
+    Tasks are taken from the iterable only as the processes get on with them: they may be large, and made one by one.
+
+    Raises:
+        UserError: a process died.
+    """
+    if num_processes <= 1:
+        yield from itertools.starmap(function, tasks)
+        return
+    pool = ProcessPoolExecutor(num_processes, multiprocessing.get_context("spawn"), initializer=_exit_with_parent)
+    try:
+        waiting = set()
+        for task in tasks:
+            waiting.add(pool.submit(function, *task))
+            if len(waiting) > num_processes:
+                done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+                yield from (future.result() for future in done)
+        yield from (future.result() for future in as_completed(waiting))
+    except BrokenProcessPool as error:
+        raise UserError(
+            "A worker process died, most likely because the memory was full. What is done is kept; run again with "
+            "fewer workers to do the rest: nnUNet_def_n_proc=1, or `nnunet_dvcl preprocess` with -np 1."
+        ) from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _exit_with_parent() -> None:
+    """A worker of a killed parent would wait for work forever, and hold its memory."""
+
+    def wait_for_parent() -> None:
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=wait_for_parent, daemon=True).start()
+
+
+@contextmanager
+def locked(file: str, log: Log) -> Iterator[None]:
+    """Alone in this block; the system frees the lock when its owner is killed."""
+    lock = FileLock(file)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        log(f"Another process does the same work; waiting for it ({file})")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()

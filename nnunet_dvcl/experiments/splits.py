@@ -1,0 +1,280 @@
+"""Which cases train with their label, train without it, validate, and test: drawn once, the same on any machine."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+
+import numpy as np
+
+from nnunet_dvcl.data.messages import bullet_list
+from nnunet_dvcl.errors import UserError
+
+Fold = dict[str, list[str]]
+
+
+@dataclass(frozen=True)
+class Splits:
+    """What a data set is divided into; all lists are sorted."""
+
+    folds: list[Fold]  # "train", "val", "unlabeled", as in splits_final.json
+    test: list[str]  # in no list of any fold
+
+
+@dataclass(frozen=True)
+class _Group:
+    """The cases of one patient, which stay together."""
+
+    name: str
+    cases: tuple[str, ...]
+    counts: Counter[str]  # class -> how many of the cases have it
+
+    @property
+    def size(self) -> int:
+        return len(self.cases)
+
+
+def make_splits(
+    case_classes: Mapping[str, Collection[str]],
+    expected_classes: Collection[str],
+    *,
+    labeled: float | None = None,
+    count: int | None = None,
+    unlabeled: int | None = None,
+    test: float = 0.0,
+    num_folds: int = 5,
+    seed: int = 0,
+    groups: Mapping[str, str] | None = None,
+    stratify: bool = False,
+) -> Splits:
+    """Divides cases into folds, and each fold's training cases into labeled and unlabeled ones.
+
+    Everything follows from one kind of draw: groups sorted by a hash of the seed and their name. It needs no random
+    generator, so it is the same with any version of Python. Test cases and folds depend neither on `labeled`, `count`
+    nor `unlabeled`, and labeled and unlabeled cases are the first ones of one order a fold: a smaller number gives a
+    part of what a larger one gives.
+
+    Args:
+        case_classes: identifier of each labeled case -> names of the classes that occur in it.
+        expected_classes: those that must occur among the labeled cases of every fold.
+        labeled: share of a fold's training cases that keep their label, in (0, 1]; or
+        count: their number. Exactly one of the two is given.
+        unlabeled: number of a fold's other training cases that train without their label; the rest is left out of the
+            fold. None: all.
+        test: share of all cases that is kept for testing, in [0, 1).
+        num_folds: at least 2.
+        seed: another seed, another draw.
+        groups: case -> group, for instance its patient. The cases of a group are never divided between lists, so that
+            a number is one that is not exceeded. None: each case by itself.
+        stratify: let folds, test cases and labeled cases have each class about equally often.
+
+    Raises:
+        UserError: a value out of its range, too few groups, or a class that does not occur where it must; names it.
+    """
+    _check_arguments(labeled, count, unlabeled, test, num_folds)
+    everything = _make_groups(case_classes, groups or {})
+    _check_occurrence(everything, expected_classes)
+    held_out, development = _hold_out(everything, test, seed, stratify)
+    if len(development) < num_folds:
+        raise UserError(
+            f"There are {len(development)} groups of cases for {num_folds} folds: lower the number of folds or the "
+            "share of test cases."
+        )
+    dealt = _deal_balanced if stratify else _deal
+    parts = dealt(_shuffled(development, seed, "folds"), num_folds)
+    folds = []
+    for number, val in enumerate(parts):
+        train = [group for part in parts if part is not val for group in part]
+        order = _labeling_order(train, expected_classes, seed, stratify)
+        try:
+            _check_occurrence(train, expected_classes, "training case")
+            chosen = _divide(order, expected_classes, labeled, count, unlabeled)
+        except UserError as error:
+            raise UserError(f"Fold {number}: {error}") from error
+        folds.append({"train": _cases(chosen[0]), "val": _cases(val), "unlabeled": _cases(chosen[1])})
+    return Splits(folds, _cases(held_out))
+
+
+def group_by(cases: Iterable[str], pattern: str) -> dict[str, str]:
+    """Case -> group: what the regular expression finds in its identifier, its parentheses alone where it has some.
+
+    Raises:
+        UserError: no regular expression, or a case in which it finds nothing.
+    """
+    try:
+        expression = re.compile(pattern)
+    except re.error as error:
+        raise UserError(f"{pattern!r} is no regular expression: {error}.") from error
+    matches = {case: expression.search(case) for case in cases}
+    if strays := sorted(case for case, match in matches.items() if match is None):
+        raise UserError(f"The regular expression {pattern!r} finds no group in these cases:\n{bullet_list(strays)}")
+    return {case: "/".join(g or "" for g in m.groups()) or m[0] for case, m in matches.items()}
+
+
+def _check_arguments(labeled, count, unlabeled, test, num_folds) -> None:
+    if (labeled is None) == (count is None):
+        raise UserError("Give either the share of labeled cases or their count, not both.")
+    for name, value, allowed, is_allowed in (
+        ("The share of labeled cases", labeled, "above 0, at most 1", lambda value: 0 < value <= 1),
+        ("The count of labeled cases", count, "at least 1", lambda value: value >= 1),
+        ("The count of unlabeled cases", unlabeled, "at least 0", lambda value: value >= 0),
+        ("The share of test cases", test, "at least 0, below 1", lambda value: 0 <= value < 1),
+        ("The number of folds", num_folds, "at least 2", lambda value: value >= 2),
+    ):
+        if value is not None and not is_allowed(value):
+            raise UserError(f"{name} is {value}, expected {allowed}.")
+
+
+def _make_groups(case_classes: Mapping[str, Collection[str]], groups: Mapping[str, str]) -> list[_Group]:
+    members: dict[str, list[str]] = {}
+    for case in case_classes:
+        members.setdefault(groups.get(case, case), []).append(case)
+    return [
+        _Group(name, tuple(cases), Counter(c for case in cases for c in set(case_classes[case])))
+        for name, cases in members.items()
+    ]
+
+
+def _cases(groups: Iterable[_Group]) -> list[str]:
+    return sorted(case for group in groups for case in group.cases)
+
+
+def _size(groups: Iterable[_Group]) -> int:
+    return sum(group.size for group in groups)
+
+
+def _check_occurrence(groups: Sequence[_Group], expected: Collection[str], what: str = "case") -> None:
+    if missing := _missing(groups, expected):
+        raise UserError(
+            f"No {what} has {', '.join(missing)}, so no network can learn it. Divide the cases otherwise (another "
+            "seed, stratified, fewer test cases), or take it out of dataset.json."
+        )
+
+
+def _missing(groups: Iterable[_Group], expected: Collection[str]) -> list[str]:
+    """The expected classes that occur in no case, in the order in which they are expected."""
+    there = {name for group in groups for name in group.counts}
+    return [name for name in expected if name not in there]
+
+
+# ---------------------------------------------------------------- orders, of which the first ones are taken
+
+
+def _shuffled(groups: Iterable[_Group], seed: int, purpose: str) -> list[_Group]:
+    """The groups by the hash of the seed, the purpose and their name: none depends on what other groups there are."""
+    return sorted(groups, key=lambda group: sha256(f"{seed}/{purpose}/{group.name}".encode()).digest())
+
+
+def _first(order: Sequence[_Group], count: int) -> list[_Group]:
+    """The longest beginning of an order that has no more than `count` cases."""
+    number = int(np.searchsorted(np.cumsum([group.size for group in order]), count, side="right"))
+    return list(order[:number])
+
+
+def _labeling_order(train: Sequence[_Group], expected: Collection[str], seed: int, stratify: bool) -> list[_Group]:
+    """Training groups, those to label first: as few as let every class occur, then shuffled, or balanced."""
+    shuffled = _shuffled(train, seed, "labeled")
+    cover = _cover(shuffled, expected)
+    rest = [group for group in shuffled if group not in cover]
+    return cover + (_balanced(rest, cover) if stratify else rest)
+
+
+def _cover(order: Sequence[_Group], expected: Collection[str]) -> list[_Group]:
+    """Groups in which all classes occur: again and again the first one with the most classes that are missing yet."""
+    cover: list[_Group] = []
+    while missing := set(_missing(cover, expected)):
+        best = max(order, key=lambda group: len(missing & group.counts.keys()))
+        if not missing & best.counts.keys():
+            break
+        cover.append(best)
+    return cover
+
+
+def _balanced(order: Sequence[_Group], before: Sequence[_Group] = ()) -> list[_Group]:
+    """The order in which, step by step, the share of cases that have a class is nearest to its share of all cases.
+
+    The distance is the sum over the classes; in whole numbers, to be the same on any machine. Of equals the first.
+    """
+    groups = [*before, *order]
+    names = sorted({name for group in groups for name in group.counts})
+    table = np.array([[group.size, *(group.counts[name] for name in names)] for group in groups], dtype=np.int64)
+    total, have = table.sum(0), table[: len(before)].sum(0)
+    left, chosen = list(range(len(before), len(groups))), []
+    while left:
+        then = have + table[left]
+        distances = np.abs(then[:, 1:] * total[0] - total[1:] * then[:, :1]).sum(1)
+        index = left.pop(int(distances.argmin()))
+        have = have + table[index]
+        chosen.append(groups[index])
+    return chosen
+
+
+# ---------------------------------------------------------------- divisions
+
+
+def _hold_out(groups: Sequence[_Group], share: float, seed: int, stratify: bool) -> tuple[list[_Group], list[_Group]]:
+    """Test groups and the others."""
+    if share == 0:
+        return [], list(groups)
+    shuffled = _shuffled(groups, seed, "test")
+    order = _balanced(shuffled) if stratify else shuffled
+    test = _first(order, round(share * _size(groups)))
+    if not test:
+        raise UserError(f"{share:g} of {_size(groups)} cases is no whole group of cases to test on: raise the share.")
+    return test, order[len(test) :]
+
+
+def _deal(order: Sequence[_Group], num_folds: int) -> list[list[_Group]]:
+    """Each group goes to the fold with the fewest cases so far."""
+    folds: list[list[_Group]] = [[] for _ in range(num_folds)]
+    for group in order:
+        min(folds, key=_size).append(group)
+    return folds
+
+
+def _deal_balanced(order: Sequence[_Group], num_folds: int) -> list[list[_Group]]:
+    """The rarest class first: each group with it goes to the fold that has the fewest cases with it so far.
+
+    Iterative stratification, Sechidis et al., ECML 2011.
+    """
+    folds: list[list[_Group]] = [[] for _ in range(num_folds)]
+    left = list(order)
+    while left:
+        occurrences = sum((group.counts for group in left), Counter())
+        rarest = min(sorted(occurrences), key=occurrences.get, default=None)
+        for group in [group for group in left if rarest is None or rarest in group.counts]:
+            min(folds, key=lambda fold: (sum(g.counts[rarest] for g in fold), _size(fold))).append(group)
+            left.remove(group)
+    return folds
+
+
+def _divide(
+    order: Sequence[_Group],
+    expected: Collection[str],
+    labeled: float | None,
+    count: int | None,
+    unlabeled: int | None,
+) -> tuple[list[_Group], list[_Group]]:
+    """Labeled and unlabeled groups of a fold's training groups."""
+    available = _size(order)
+    wanted = max(1, round(labeled * available)) if count is None else count
+    if wanted > available:
+        raise UserError(f"{wanted} labeled cases are wanted, and there are {available} training cases.")
+    keep = _first(order, wanted)
+    if not keep:
+        raise UserError(f"{wanted} labeled cases are wanted, and the first group has {order[0].size}: label as many.")
+    if missing := _missing(keep, expected):
+        needed = _size(_cover(order, expected))
+        raise UserError(
+            f"{wanted} labeled cases are too few to have {', '.join(missing)} beside the other classes: label at least "
+            f"{needed} of the {available} training cases."
+        )
+    rest = order[len(keep) :]
+    if unlabeled is None:
+        return keep, list(rest)
+    if unlabeled > _size(rest):
+        raise UserError(f"{unlabeled} unlabeled cases are wanted, and {_size(rest)} training cases have no label.")
+    return keep, _first(rest, unlabeled)

@@ -1,0 +1,220 @@
+"""What the next stage of a cascade needs of the unlabeled cases: network A's prediction of each, in its shape."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from os.path import dirname, isfile, join
+
+import numpy as np
+import torch
+from batchgenerators.utilities.file_and_folder_operations import load_json
+from nnunetv2.configuration import default_num_processes
+from nnunetv2.inference.export_prediction import resample_and_save
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+from torch import nn
+from tqdm import tqdm
+
+from nnunet_dvcl.data import UnlabeledDataset, get_unlabeled_dataset
+from nnunet_dvcl.data.folders import DatasetFolders, find_plans_file
+from nnunet_dvcl.data.messages import bullet_list
+from nnunet_dvcl.data.previous_stage import (
+    PreviousStage,
+    next_stages,
+    predicted_cases,
+    stage_before,
+    stages_after,
+    with_previous_stage,
+)
+from nnunet_dvcl.data.processes import Log, in_processes, locked
+from nnunet_dvcl.data.storage import HIDDEN_FOLDER, remove_leftovers, whole_files, write_json
+from nnunet_dvcl.device import find_device
+from nnunet_dvcl.errors import UserError
+from nnunet_dvcl.networks import unwrap
+from nnunet_dvcl.plots.results import choose_checkpoints, find_trained
+
+
+def predict_next_stage(
+    dataset_name_or_id: str,
+    configuration: str,
+    fold: int | str,
+    trainer: str,
+    plans_identifier: str = "nnUNetPlans",
+    checkpoint: str = "checkpoint_final.pth",
+    device: str | None = None,
+    num_processes: int = default_num_processes,
+) -> list[str]:
+    """Predicts for the next stage what a finished training has not (``nnunet_dvcl predict-next-stage``).
+
+    Args:
+        dataset_name_or_id, configuration, fold, trainer, plans_identifier: of the trained stage, as for nnU-Net's
+            commands.
+        checkpoint: the name of its file.
+        device: "cpu", "cuda" or "mps"; None: a GPU where there is one.
+        num_processes: that resample and save.
+
+    Returns:
+        The folders with the predictions, one a next stage.
+
+    Raises:
+        UserError: not trained, the plans name no next stage, its cases are not preprocessed, or there is no unlabeled
+            case.
+    """
+    trained = find_trained(dataset_name_or_id, trainer, plans_identifier, configuration, fold)
+    (name,) = choose_checkpoints(trained, [checkpoint])
+    plans_manager = PlansManager(find_plans_file(dataset_name_or_id, plans_identifier))
+    if not next_stages(plans_manager, configuration):
+        raise UserError(_no_next_stage(plans_manager, configuration))
+    predictor = nnUNetPredictor(device=find_device(device), allow_tqdm=False)
+    predictor.initialize_from_trained_model_folder(dirname(trained.folder), (trained.fold,), name)
+    # the plans as they are now, as for nnUNetv2_train --val: the next stage may be younger than the model
+    predictor.plans_manager = plans_manager
+    predictor.configuration_manager = plans_manager.get_configuration(configuration)
+    return predict_unlabeled(predictor, trainer, configuration, trained.fold, num_processes, print)
+
+
+def _no_next_stage(plans_manager: PlansManager, configuration: str) -> str:
+    names = plans_manager.available_configurations
+    having = [name for name in names if next_stages(plans_manager, name)]
+    return (
+        f"The plans name no next stage that uses what {configuration} predicts. Configurations with one: "
+        f"{', '.join(having) or 'none'}."
+    )
+
+
+def predict_unlabeled(
+    predictor: nnUNetPredictor, trainer: str, configuration: str, fold: int | str, num_processes: int, log: Log
+) -> list[str]:
+    """Predicts the unlabeled cases of a fold, from both sources, for each next stage that the plans name.
+
+    What the same network has predicted before is kept, unless the case was preprocessed anew since. Scans that the next
+    stage has not yet preprocessed are preprocessed first.
+
+    Args:
+        predictor: with the network; tiles and mirroring as nnU-Net validates.
+        trainer, configuration, fold: of the network, as nnU-Net's commands name them.
+        num_processes: that resample and save; this process predicts.
+        log: prints.
+
+    Returns:
+        The folders with the predictions, one a next stage. A prediction is nnU-Net's label map, [*S] of the next stage.
+
+    Raises:
+        UserError: a next stage is not preprocessed, or there is no unlabeled case.
+    """
+    plans_manager = predictor.plans_manager
+    stages = stages_after(plans_manager, trainer, configuration, fold)
+    if not stages:
+        return []
+
+    def unlabeled(name: str, previous: str | None = None) -> UnlabeledDataset:
+        manager = plans_manager.get_configuration(name)
+        return get_unlabeled_dataset(plans_manager, manager, predictor.dataset_json, fold, num_processes, log, previous)
+
+    before = stage_before(plans_manager, trainer, configuration, fold)
+    cases = unlabeled(configuration, before and before.unlabeled)
+    for stage in stages:
+        _predict_stage(predictor, stage, cases, unlabeled(stage.next_stage), num_processes, log)
+    return [stage.unlabeled for stage in stages]
+
+
+def _predict_stage(
+    predictor: nnUNetPredictor,
+    stage: PreviousStage,
+    cases: UnlabeledDataset,
+    targets: UnlabeledDataset,
+    num_processes: int,
+    log: Log,
+) -> None:
+    if strangers := sorted(set(targets.identifiers) - set(cases.identifiers)):
+        raise UserError(
+            f"These scans are preprocessed for {stage.next_stage}, but not for {stage.configuration}: run nnunet_dvcl "
+            f"preprocess -d {stage.dataset} -c {stage.configuration} where imagesTr_unlabeled is.\n"
+            f"{bullet_list(strangers)}"
+        )
+    folder = stage.unlabeled
+    hidden = join(folder, HIDDEN_FOLDER)
+    os.makedirs(hidden, exist_ok=True)
+    with locked(join(hidden, "lock"), log):
+        remove_leftovers(folder)
+        _keep_what_was_made_by(predictor.network, folder)
+        made_at = {case: file.stat().st_mtime for case, file in predicted_cases(folder).items()}
+        todo = [
+            case
+            for case in targets.identifiers
+            if made_at.get(case, 0) < max(cases.written_at(case), targets.written_at(case))
+        ]
+        log(f"Predicting {len(todo)} of {len(targets)} unlabeled cases for {stage.next_stage} into {folder}")
+        saved = in_processes(_save, _predictions(predictor, stage, cases, targets, todo), min(num_processes, len(todo)))
+        for _ in tqdm(saved, total=len(todo), desc="Unlabeled cases"):
+            pass
+
+
+def _predictions(
+    predictor: nnUNetPredictor,
+    stage: PreviousStage,
+    cases: UnlabeledDataset,
+    targets: UnlabeledDataset,
+    todo: list[str],
+) -> Iterator[tuple]:
+    """What `_save` needs of each case: made one by one, as logits are large."""
+    plans_manager, configuration_manager = predictor.plans_manager, predictor.configuration_manager
+    target_manager = plans_manager.get_configuration(stage.next_stage)
+    dataset_class = DatasetFolders.of(plans_manager, target_manager).dataset_class()
+    for case in todo:
+        image, _, previous, properties = cases.load_case(case)
+        image, target = image[:], targets.load_case(case)[0]
+        if previous is not None:
+            image = with_previous_stage(image, previous[:], predictor.label_manager)
+        logits = predictor.predict_sliding_window_return_logits(torch.from_numpy(image)).cpu().numpy()
+        yield (
+            *(stage.unlabeled, case, logits, target.shape[1:], plans_manager, configuration_manager, properties),
+            *(predictor.dataset_json, dataset_class),
+        )
+
+
+def _save(
+    folder: str,
+    case: str,
+    logits: np.ndarray,
+    shape: tuple[int, ...],
+    plans_manager: PlansManager,
+    configuration_manager: ConfigurationManager,
+    properties: dict,
+    dataset_json: dict,
+    dataset_class: type[nnUNetBaseDataset],
+) -> None:
+    """nnU-Net's own resampling of logits [C, *S] to ``shape``, and its segmentation; whole or not at all."""
+    with whole_files(folder) as temporary:
+        resample_and_save(
+            logits,
+            shape,
+            join(temporary, case),
+            plans_manager,
+            configuration_manager,
+            properties,
+            dataset_json,
+            torch.get_num_threads(),
+            dataset_class,
+        )
+
+
+def _keep_what_was_made_by(network: nn.Module, folder: str) -> None:
+    """Empties ``folder`` where another network has predicted what lies in it."""
+    file, fingerprint = join(folder, HIDDEN_FOLDER, "network.json"), {"sha256": _fingerprint(network)}
+    if isfile(file) and load_json(file) == fingerprint:
+        return
+    for prediction in predicted_cases(folder).values():
+        prediction.unlink()
+    write_json(fingerprint, file)
+
+
+def _fingerprint(network: nn.Module) -> str:
+    digest = hashlib.sha256()
+    for name, weights in unwrap(network).state_dict().items():
+        digest.update(name.encode())
+        digest.update(weights.cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()

@@ -1,0 +1,75 @@
+"""nnU-Net's update of the weights, less the steps whose loss is not finite."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, distributed
+from torch.optim import Optimizer
+
+MOST_SKIPPED_IN_A_ROW = 50  # then training stops
+
+
+def update(loss: Tensor, optimizer: Optimizer, grad_scaler, clip_gradients: Callable[[], Tensor]) -> Tensor:
+    """One update as nnU-Net makes it.
+
+    A loss that is not finite changes no weight and nothing in the optimizer, nor do gradients that are not finite.
+    Nothing is copied to the host but on a device without a `grad_scaler`; with one it decides, as ever.
+
+    Args:
+        loss: [] with a graph.
+        optimizer: the one optimizer of all parameters.
+        grad_scaler: torch's, or None.
+        clip_gradients: returns their norm before, [].
+
+    Returns:
+        [] bool: whether the loss was finite, in all processes.
+    """
+    finite = loss.detach().isfinite()
+    if distributed.is_available() and distributed.is_initialized():  # all processes skip, or none
+        finite = finite.to(torch.uint8)
+        distributed.all_reduce(finite, distributed.ReduceOp.MIN)
+        finite = finite.bool()
+    # a loss that is not finite may have finite gradients: now they are nan too
+    loss = loss * torch.where(finite, 1.0, math.nan)
+    if grad_scaler is None:
+        loss.backward()
+        if clip_gradients().isfinite():
+            optimizer.step()
+        return finite
+    scale = _scale(grad_scaler, loss.device)
+    grad_scaler.scale(loss).backward()
+    grad_scaler.unscale_(optimizer)
+    clip_gradients()
+    grad_scaler.step(optimizer)
+    grad_scaler.update()
+    # it halved its scale, but no scale makes this loss finite, and after enough of that no gradient is left
+    grad_scaler.update(_scale(grad_scaler, loss.device).where(finite, scale))
+    return finite
+
+
+def _scale(grad_scaler, device: torch.device) -> Tensor:
+    """The present scale, on the device: `get_scale` would wait for it."""
+    return grad_scaler.scale(torch.ones((), device=device))
+
+
+@dataclass
+class SkippedSteps:
+    """The steps whose loss was not finite."""
+
+    in_a_row: int = 0
+    terms: set[str] = field(default_factory=set)  # those that were not finite in this epoch
+
+    def count(self, skipped: bool, losses: dict[str, float]) -> None:
+        """One step more, and its losses by their names."""
+        if not skipped:
+            self.in_a_row = 0
+            return
+        self.in_a_row += 1
+        self.terms.update(name for name, loss in losses.items() if not math.isfinite(loss))
+
+    def names(self) -> str:
+        return ", ".join(sorted(self.terms)) or "that of another process"

@@ -1,0 +1,161 @@
+"""The contract over every trainer x {2d, 3d} x label modes x deep supervision: a new trainer is in by being listed."""
+
+import copy
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from contract import SHORT, check_contract
+from nnunetv2.training.nnUNetTrainer.variants.network_architecture.nnUNetTrainerNoDeepSupervision import (
+    nnUNetTrainerNoDeepSupervision,
+)
+
+import nnunet_dvcl.trainers as trainers
+from nnunet_dvcl.data import preprocess_unlabeled
+from nnunet_dvcl.trainers import nnUNetTrainerDVCL
+
+TRAINERS = [name for name in trainers.__all__ if name != "nnUNetTrainerSSL"]
+PATCHES = {"2d": [16, 16], "3d": [8, 8, 8]}
+
+
+@pytest.fixture(scope="module")
+def datasets(tiny_originals, tmp_path_factory):
+    """Label mode -> the data set with its scans preprocessed. Shared by all cells: read only."""
+    made = {}
+
+    def get(label_mode: str):
+        if label_mode not in made:
+            original = tiny_originals(label_mode)
+            tiny = made[label_mode] = type(original)(tmp_path_factory.mktemp("contract") / "tiny")
+            shutil.copytree(original.root, tiny.root)
+            with pytest.MonkeyPatch.context() as patch:
+                for name, value in tiny.env.items():
+                    patch.setenv(name, value)
+                for configuration in ("2d", "3d_fullres"):
+                    preprocess_unlabeled(tiny.name, configuration, num_processes=1)
+        return made[label_mode]
+
+    return get
+
+
+@pytest.fixture
+def builder(datasets, label_mode, tmp_path, monkeypatch):
+    """``builder(trainer_class, dimension, **ssl)``: builds trainers on the CPU, on plans with four tiny stages."""
+    tiny = datasets(label_mode)
+    for name, value in {**tiny.env, "nnUNet_results": str(tmp_path)}.items():
+        monkeypatch.setenv(name, value)
+
+    def make(trainer_class: type, dimension: str, **ssl):
+        plans = tiny.plans
+        dim = len(PATCHES[dimension])
+        configuration = plans["configurations"][f"{dimension}_tiny"]
+        configuration |= {"patch_size": PATCHES[dimension], "ssl": SHORT | ssl}
+        configuration["architecture"]["arch_kwargs"] |= {
+            "n_stages": 4,
+            "features_per_stage": [4, 4, 8, 8],
+            "kernel_sizes": [[3] * dim] * 4,
+            "strides": [[1] * dim, [2] * dim, [2] * dim, [1] * dim],
+            "n_conv_per_stage": [1] * 4,
+            "n_conv_per_stage_decoder": [1] * 3,
+        }
+
+        def build(continue_training: bool = False):
+            own = copy.deepcopy(plans) | {"continue_training": continue_training}
+            return trainer_class(own, f"{dimension}_tiny", "all", tiny.dataset_json, torch.device("cpu"))
+
+        return build
+
+    return make
+
+
+def without_deep_supervision(trainer_class: type) -> type:
+    """As a user combines a trainer of ours with nnU-Net's variant."""
+    return type(f"{trainer_class.__name__}_noDS", (trainer_class, nnUNetTrainerNoDeepSupervision), {})
+
+
+@pytest.mark.parametrize("deep_supervision", [True, False], ids=["ds", "no_ds"])
+@pytest.mark.parametrize("label_mode", ["labels", "ignore", "regions", "regions + ignore"])
+@pytest.mark.parametrize("dimension", PATCHES)
+@pytest.mark.parametrize("name", TRAINERS)
+def test_contract(builder, name, dimension, deep_supervision):
+    trainer_class = getattr(trainers, name)
+    check_contract(builder(trainer_class if deep_supervision else without_deep_supervision(trainer_class), dimension))
+
+
+@pytest.mark.parametrize("label_mode", ["labels"])
+@pytest.mark.parametrize("name", ["nnUNetTrainerSupervised", "nnUNetTrainerDVCL"])
+def test_with_the_other_optimizer(builder, name):
+    check_contract(builder(getattr(trainers, name), "2d", optimizer="adamw", initial_lr=0.005))
+
+
+@pytest.mark.parametrize("label_mode", ["labels"])
+def test_the_example_of_a_method_in_the_docs_holds_it(builder):
+    page = (Path(__file__).parents[2] / "docs/how-to/add-a-method.md").read_text()
+    namespace = {"__name__": __name__}
+    exec(page.partition("```python\n")[2].partition("```")[0], namespace)
+    check_contract(builder(namespace["nnUNetTrainerAveragedTeacher"], "2d"))
+
+
+# ---------------------------------------------------------------- the contract itself
+
+
+class ForgetsItsQueue(nnUNetTrainerDVCL):
+    def load_ssl_state(self, state):
+        state.memory.update({key: value * 0 for key, value in state.memory.items() if key.startswith("queue")})
+        super().load_ssl_state(state)
+
+
+class ForgetsItsProgress(nnUNetTrainerDVCL):
+    def load_ssl_state(self, state):
+        super().load_ssl_state(state)
+        self.iteration = 0
+
+
+class DoesNotTrainB(nnUNetTrainerDVCL):
+    def initialize(self):
+        super().initialize()
+        del self.optimizer.param_groups[1]
+
+
+class DoesNotReachItsHeads(nnUNetTrainerDVCL):
+    def project(self, name, volume, index):
+        return super().project(name, volume, index).detach()
+
+
+class ChangesInValidation(nnUNetTrainerDVCL):
+    def epoch_statistics(self):
+        self.memory["bank"].cursor += 1
+        return super().epoch_statistics()
+
+
+class LearnsNothing(nnUNetTrainerDVCL):
+    def configure_optimizers(self):
+        optimizer, scheduler = super().configure_optimizers()
+        scheduler.initial_lr = 0.0
+        return optimizer, scheduler
+
+
+class SavesAnotherNetwork(nnUNetTrainerDVCL):
+    def save_checkpoint(self, filename):
+        trained, self.network = self.network, self.companions["B"]
+        super().save_checkpoint(filename)
+        self.network = trained
+
+
+@pytest.mark.parametrize("label_mode", ["labels"])
+@pytest.mark.parametrize(
+    ("broken", "message"),
+    [
+        (ForgetsItsQueue, r"differ: \['memory\.queue"),
+        (ForgetsItsProgress, r"differ: \['iteration'\]"),
+        (DoesNotTrainB, r"not in the optimizer: \['B\."),
+        (DoesNotReachItsHeads, r"no gradient reached \['head_A.*'head_B"),
+        (ChangesInValidation, r"differ: \['memory\.bank\.cursor'\]"),
+        (LearnsNothing, "supervised_A does not fall"),
+        (SavesAnotherNetwork, "logits"),
+    ],
+)
+def test_a_broken_trainer_does_not_pass(builder, broken, message):
+    with pytest.raises(AssertionError, match=message):
+        check_contract(builder(broken, "2d"))
