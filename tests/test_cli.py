@@ -11,10 +11,21 @@ from nnunet_dvcl import __version__
 from nnunet_dvcl.cli import main
 from nnunet_dvcl.errors import UserError
 
-COMMANDS = ("convert", "preprocess", "configure", "plot", "demo", "doctor", "trainers")
-COMMANDS = ("split", "preprocess", "configure", "plot", "export", "demo", "doctor", "trainers")
-COMMANDS = ("preprocess", "configure", "plot", "inspect", "demo", "doctor", "trainers")
-COMMANDS = ("preprocess", "configure", "predict-next-stage", "plot", "demo", "doctor", "trainers")
+COMMANDS = (
+    "convert",
+    "split",
+    "preprocess",
+    "configure",
+    "memory",
+    "predict-next-stage",
+    "plot",
+    "export",
+    "experiment",
+    "inspect",
+    "demo",
+    "trainers",
+    "doctor",
+)
 
 
 @pytest.fixture
