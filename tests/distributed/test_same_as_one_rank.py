@@ -9,11 +9,11 @@ from torch import Tensor
 
 PADDED = tuple(f"{name}, rank 1 has padding alone" for name in ("DVCL", "DVCL_SimCLR", "CL_VCL"))
 IGNORE = ("ignore", "rank 1 has no voxel")
-JOBS = (*METHODS, *PADDED, "Supervised", "two steps", "compiled", "regions", *IGNORE)
+JOBS = (*METHODS, *PADDED, "Supervised", "two steps", "compiled", "sequential", "regions", *IGNORE)
 AFTER_A_STEP = ("two steps", "compiled", "rank 1 has no voxel")
 every_job = pytest.mark.parametrize("job", JOBS)
-# Which candidates are the K nearest and farthest is a matter of rounding where two are almost equally far: these shares,
-# and the loss of predictions of such candidates, can differ a little. Nothing else depends on it.
+# Which candidates are the K nearest and farthest is a matter of rounding where two are almost equally far: these
+# shares, and the loss of predictions of such candidates, can differ a little. Nothing else depends on it.
 SHARES = {"relevant_neighbors", "outlier_queries"}
 OF_NEIGHBORS = {"dvcl", "total", "gradient_dvcl"}
 CHOOSE_NEIGHBORS = {job for job in JOBS if job.split(",")[0] in ("DVCL", "DVCL_LogLikelihood_SNCLRWeights")} | {
