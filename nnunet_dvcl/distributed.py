@@ -55,6 +55,12 @@ def gather(values: Tensor) -> Tensor:
     return torch.stack(gathered)
 
 
+def barrier() -> None:
+    """Waits until every rank is here."""
+    if world_size() > 1:
+        dist.barrier()
+
+
 def gather_objects(value: Any) -> list[Any]:
     """What each rank gives, in their order."""
     gathered = [value] * world_size()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator
+from contextlib import nullcontext
 from os.path import dirname, isfile, join
 
 import numpy as np
@@ -18,6 +19,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import nn
 from tqdm import tqdm
 
+from nnunet_dvcl import distributed
 from nnunet_dvcl.data import UnlabeledDataset, get_unlabeled_dataset
 from nnunet_dvcl.data.folders import DatasetFolders, find_plans_file
 from nnunet_dvcl.data.messages import bullet_list
@@ -90,7 +92,7 @@ def predict_unlabeled(
     """Predicts the unlabeled cases of a fold, from both sources, for each next stage that the plans name.
 
     What the same network has predicted before is kept, unless the case was preprocessed anew since. Scans that the next
-    stage has not yet preprocessed are preprocessed first.
+    stage has not yet preprocessed are preprocessed first. Several ranks divide the cases.
 
     Args:
         predictor: with the network; tiles and mirroring as nnU-Net validates.
@@ -148,19 +150,19 @@ def _predict_stage(
     folder = stage.unlabeled
     hidden = join(folder, HIDDEN_FOLDER)
     os.makedirs(hidden, exist_ok=True)
-    with locked(join(hidden, "lock"), log):
-        remove_leftovers(folder)
-        _keep_what_was_made_by(predictor.network, folder)
+    with locked(join(hidden, "lock"), log) if distributed.rank() == 0 else nullcontext():
+        if distributed.rank() == 0:
+            remove_leftovers(folder)
+            _keep_what_was_made_by(predictor.network, folder)
+        distributed.barrier()
         made_at = {case: file.stat().st_mtime for case, file in predicted_cases(folder).items()}
-        todo = [
-            case
-            for case in targets.identifiers
-            if made_at.get(case, 0) < max(cases.written_at(case), targets.written_at(case))
-        ]
-        log(f"Predicting {len(todo)} of {len(targets)} unlabeled cases for {stage.next_stage} into {folder}")
+        own = targets.identifiers[distributed.rank() :: distributed.world_size()]
+        todo = [case for case in own if made_at.get(case, 0) < max(cases.written_at(case), targets.written_at(case))]
+        log(f"Predicting {len(todo)} of {len(own)} unlabeled cases for {stage.next_stage} into {folder}")
         saved = in_processes(_save, _predictions(predictor, stage, cases, targets, todo), min(num_processes, len(todo)))
-        for _ in tqdm(saved, total=len(todo), desc="Unlabeled cases"):
+        for _ in tqdm(saved, total=len(todo), desc="Unlabeled cases", disable=distributed.rank() > 0):
             pass
+        distributed.barrier()
 
 
 def _predictions(

@@ -258,7 +258,7 @@ class nnUNetTrainerSSL(nnUNetTrainerSupervised):
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
         super().perform_actual_validation(save_probabilities)
-        if self.local_rank == 0 and self.configuration_manager.next_stage_names:
+        if self.configuration_manager.next_stage_names:
             self._predict_next_stage()
 
     def _predict_next_stage(self) -> None:

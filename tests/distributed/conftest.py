@@ -26,7 +26,7 @@ class Results(NamedTuple):
 
 
 @pytest.fixture(scope="session")
-def results(tiny_originals, tmp_path_factory) -> Results:
+def results(tiny_originals, _cascade_original, tmp_path_factory) -> Results:
     folder = tmp_path_factory.mktemp("ranks")
     tinies = {}
     for mode in ("labels", "regions", "ignore"):
@@ -40,6 +40,10 @@ def results(tiny_originals, tmp_path_factory) -> Results:
     with mock.patch.dict(os.environ, tinies["labels"].env):
         one = ranks.do(todo)
         todo |= jobs.of_two_ranks_alone(tinies["labels"])
+        lowres = "nnUNetPlans_3d_lowres_tiny"
+        shutil.copytree(_cascade_original.preprocessed / lowres, tinies["labels"].preprocessed / lowres)
+        tinies["labels"].write_plans(_cascade_original.plans)
+        todo |= jobs.of_a_cascade(tinies["labels"])
         torch.save(todo, folder / "jobs.pth")
         torch.multiprocessing.spawn(ranks.spawned, (2, folder), nprocs=2)
     two = [torch.load(folder / f"rank_{rank}.pth", weights_only=False) for rank in range(2)]

@@ -93,6 +93,10 @@ def of_two_ranks_alone(tiny) -> Jobs:
     }
 
 
+def of_a_cascade(tiny) -> Jobs:
+    return {"first stage": ("first_stage", {"given": given(tiny, "CPS", "3d_lowres_tiny", **SMALL)})}
+
+
 def _batches(tiny, number: int) -> list[tuple[dict, dict]]:
     """Two labeled and three unlabeled patches each, of 8 x 16 pixels; half of the first unlabeled one is padding."""
     trainer = ranks.build(**given(tiny, "DVCL", **EVERYTHING))

@@ -7,6 +7,7 @@ from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 from torch import distributed as dist
 
 import nnunet_dvcl.trainers as trainers
-from nnunet_dvcl import distributed
+from nnunet_dvcl import distributed, next_stage
 from nnunet_dvcl.errors import UserError
 from nnunet_dvcl.networks import unwrap
 from nnunet_dvcl.sampling import draw_per_class, draw_voxels
@@ -143,6 +144,22 @@ def unseeded(given: dict) -> dict[str, Tensor]:
     trainer = build(**given)
     trainer.initialize()
     return {"weights": state(trainer)["weights"], "drawn": torch.rand(4)}
+
+
+def first_stage(given: dict) -> dict[str, list[str]]:
+    """The unlabeled cases that this rank predicts for the next stage, and those that are there when it is done."""
+    trainer = build(**given)
+    trainer.on_train_start()
+    predicted, save = [], next_stage._save
+    with (
+        mock.patch.object(type(trainer), "_num_processes", 1),
+        mock.patch.object(
+            next_stage, "_save", lambda folder, case, *args: (predicted.append(case), save(folder, case, *args))
+        ),
+    ):
+        trainer._predict_next_stage()
+    folder = Path(trainer.output_folder, "predicted_next_stage/cascade_tiny")
+    return {"predicted": predicted, "there": sorted(file.stem for file in folder.glob("*.b2nd"))}
 
 
 def too_small_a_batch(given: dict) -> str:

@@ -110,3 +110,10 @@ def test_a_gpu_is_that_of_the_process_and_not_that_of_the_global_rank(monkeypatc
     distributed.wrap(torch.nn.Linear(1, 1), device)
     distributed.wrap(torch.nn.Linear(1, 1), torch.device("cpu"))
     assert wrapped == [[1], None]
+
+
+def test_a_first_stage_divides_the_unlabeled_cases(results):
+    """No rank goes on before all are predicted."""
+    assert [rank["first stage"]["predicted"] for rank in results.two] == [["scan_0", "scan_2"], ["scan_1"]]
+    for rank in results.two:
+        assert rank["first stage"]["there"] == ["scan_0", "scan_1", "scan_2"]
