@@ -115,6 +115,7 @@ def test_a_failure_costs_only_its_run_and_is_shown(place, fakes, capsys):
     assert run_experiment(here) == 0
     assert fakes.calls == ["train 901 2d_small_DVCL_seed0 0 -tr nnUNetTrainerDVCL -p nnUNetPlans -device cpu --c"]
     assert set(states(here).values()) == {"finished"}
+    assert not list(here.folder.rglob("*.failed"))
 
 
 def test_a_training_that_only_lacks_its_validation_is_only_validated(place, fakes):
@@ -175,27 +176,50 @@ def test_a_lock_lives_as_long_as_a_child_that_has_it(tmp_path):
     assert not is_held(tmp_path / "lock")
 
 
-def test_stopping_ends_the_trainings(place, fakes, write):
+@pytest.fixture
+def started(place, fakes, write):
+    """``experiment run`` of one training that takes a minute: the command, and the training's process id."""
     place()
-    fakes.let("2d_small_seed0", f"echo $$ > {fakes.folder}/pid; sleep 60")
+    wait = "sleep 60 & wait"
+    fakes.let("2d_small_seed0", f"trap 'touch {fakes.folder}/ended; exit 1' TERM; echo $$ > {fakes.folder}/pid; {wait}")
     code = (
         "import sys; from nnunet_dvcl.experiments import commands; from nnunet_dvcl.cli import main; "
         f"commands.sysconfig.get_path = lambda _: {str(fakes.folder)!r}; sys.exit(main(sys.argv[1:]))"
     )
-    process = subprocess.Popen(
-        [sys.executable, "-c", code, "experiment", "run", str(write(trainers="nnUNetTrainer"))],
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-    )  # fmt: skip
-    pid = fakes.folder / "pid"
-    while not (pid.exists() and pid.read_text().strip()):
-        assert process.poll() is None, process.stdout.read()
-        time.sleep(0.05)
+    command = [sys.executable, "-c", code, "experiment", "run", str(write(trainers="nnUNetTrainer"))]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        pid = fakes.folder / "pid"
+        while not (pid.exists() and pid.read_text().strip()):
+            assert process.poll() is None, process.stdout.read()
+            time.sleep(0.05)
+        yield process, int(pid.read_text())
+        process.kill()
+
+
+def test_stopping_ends_the_trainings_which_can_clean_up(started, fakes):
+    process, training = started
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=20)
     assert process.returncode == 130, output
     assert "Stopped. Called again, this command goes on." in output
+    assert (fakes.folder / "ended").exists()
     with pytest.raises(ProcessLookupError):
-        os.kill(int(pid.read_text()), 0)
+        os.kill(training, 0)
+
+
+def test_a_killed_runner_leaves_the_run_to_its_training(started, place):
+    """Nobody else starts the same training beside it."""
+    process, training = started
+    process.kill()
+    process.wait()
+    here = place(trainers="nnUNetTrainer")
+    run = all_runs(here.experiment)[0]
+    assert here.state(run) is State.RUNNING
+    os.killpg(training, signal.SIGKILL)
+    deadline = time.monotonic() + 10
+    while here.state(run) is State.RUNNING and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert here.state(run) is State.WAITING
 
 
 # ---------------------------------------------------------------- what is refused
