@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import resource
 import statistics
 import time
@@ -10,6 +9,8 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 
 import torch
+
+from nnunet_dvcl.footprint import peak_bytes
 
 CPU = torch.device("cpu")
 
@@ -113,11 +114,7 @@ def peak_bytes_of(call: Callable[[], object], device: torch.device) -> int:
         torch.cuda.reset_peak_memory_stats(device)
         call()
         return torch.cuda.max_memory_allocated(device) - before
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-        call()
-    events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
-    held = itertools.accumulate(e.nbytes() for e in sorted(events, key=lambda e: e.start_ns()))
-    return max(held, default=0)
+    return peak_bytes(call)
 
 
 def _cpu_seconds() -> float:

@@ -23,6 +23,8 @@ from nnunet_dvcl.trainers import nnUNetTrainerSupervised
 # nccl's own 10 minutes are short for machines that preprocess unlabeled scans, each on a disk of its own. A worker that
 # dies is noticed by torchrun, at once; this is for a machine that does.
 TIMEOUT = timedelta(minutes=30)
+# Rank 0 alone computes the metrics and, for a cascade, predicts the unlabeled scans.
+PATIENCE = timedelta(days=7)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -56,18 +58,27 @@ def main(argv: Sequence[str] | None = None) -> None:
             raises.
     """
     args = _parser().parse_args(argv)
-    _join_group(args.device)
+    store = _join_group(args.device)
     trainer = _make_trainer(args)
     if not args.val:
         trainer.run_training()
     if args.val_best:
         trainer.load_checkpoint(os.path.join(trainer.output_folder, "checkpoint_best.pth"))
     trainer.perform_actual_validation(args.npz)
-    dist.barrier()  # rank 0 still computes metrics, and its machine may be the one that the others need
+    _wait_for_rank_0(store)
     dist.destroy_process_group()
 
 
-def _join_group(device: str) -> None:
+def _wait_for_rank_0(store: dist.Store) -> None:
+    """None ends before: the machine that torchrun meets at may be that of another."""
+    if dist.get_rank() == 0:
+        store.set("validated", "")
+    store.wait(["validated"], PATIENCE)
+    dist.barrier()
+
+
+def _join_group(device: str) -> dist.Store:
+    """The process group, and the store through which its processes met."""
     missing = [name for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE") if name not in os.environ]
     if missing:
         raise UserError(
@@ -86,7 +97,11 @@ def _join_group(device: str) -> None:
         torch.set_num_threads(1)
         torch.set_num_interop_threads(1)
         cudnn.deterministic, cudnn.benchmark = False, True
-    dist.init_process_group("nccl" if device == "cuda" else "gloo", timeout=TIMEOUT)
+    store, rank, world_size = next(dist.rendezvous("env://", timeout=TIMEOUT))
+    dist.init_process_group(
+        "nccl" if device == "cuda" else "gloo", store=store, rank=rank, world_size=world_size, timeout=TIMEOUT
+    )
+    return store
 
 
 def _make_trainer(args: argparse.Namespace) -> nnUNetTrainerSupervised:

@@ -11,10 +11,21 @@ from nnunet_dvcl import __version__
 from nnunet_dvcl.cli import main
 from nnunet_dvcl.errors import UserError
 
-COMMANDS = ("convert", "preprocess", "configure", "plot", "demo", "doctor", "trainers")
-COMMANDS = ("split", "preprocess", "configure", "plot", "export", "demo", "doctor", "trainers")
-COMMANDS = ("preprocess", "configure", "plot", "inspect", "demo", "doctor", "trainers")
-COMMANDS = ("preprocess", "configure", "predict-next-stage", "plot", "demo", "doctor", "trainers")
+COMMANDS = (
+    "convert",
+    "split",
+    "preprocess",
+    "configure",
+    "memory",
+    "predict-next-stage",
+    "plot",
+    "export",
+    "experiment",
+    "inspect",
+    "demo",
+    "trainers",
+    "doctor",
+)
 
 
 @pytest.fixture
@@ -153,6 +164,15 @@ def test_configure_takes_its_assignments_before_or_after_the_options(argv, fake)
     calls = fake("nnunet_dvcl.configure", "configure", result="/plans.json")
     assert main(["configure", *argv]) == 0
     assert calls == [("501", "3d_fullres", "3d_small", "nnUNetPlans", ["batch_size=2", "ssl.num_epochs=20"])]
+
+
+def test_configure_puts_the_preset_before_what_is_given(fake, capsys):
+    calls = fake("nnunet_dvcl.configure", "configure", result="/plans.json")
+    argv = ["configure", "-d", "501", "-c", "3d_fullres", "--name", "mine", "--preset", "paper"]
+    assert main([*argv, "batch_size=3"]) == main(argv) == 0
+    (*_, given), (*_, alone) = calls
+    assert given == [*alone, "batch_size=3"]
+    assert "patch_size=[64, 128, 128]" in alone
 
 
 def test_plot_curves(fake):

@@ -21,6 +21,7 @@ import nnunet_dvcl.trainers
 from nnunet_dvcl import distributed, train
 from nnunet_dvcl.cli import _parser
 from nnunet_dvcl.config import CPSConfig, DVCLConfig, HqCLConfig, SSLConfig, TrainingConfig, check_ssl, known_options
+from nnunet_dvcl.configure import _parse
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -80,9 +81,9 @@ def test_our_commands_parse(page):
             arguments = _parser().parse_args(words[1:])
         except SystemExit as stop:
             pytest.fail(f"{shlex.join(words)}: exit status {stop.code}")
-        for key, _, value in (text.partition("=") for text in getattr(arguments, "assignments", [])):
+        for key, value in map(_parse, getattr(arguments, "assignments", [])):
             if key.startswith("ssl."):
-                check_ssl({key.removeprefix("ssl."): value if value.isalpha() else json.loads(value)})
+                check_ssl({key.removeprefix("ssl."): value})
 
 
 @every_page

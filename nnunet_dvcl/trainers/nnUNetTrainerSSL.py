@@ -145,7 +145,6 @@ class nnUNetTrainerSSL(nnUNetTrainerSupervised):
     def _num_processes(self) -> int:
         return min(default_num_processes, os.cpu_count() or 1)
 
-
     def get_dataloaders(self):
         previous_stage = self.previous_stage()
         dataset = get_unlabeled_dataset(

@@ -68,6 +68,8 @@ def on_given_batches(mode: str, tiny) -> Jobs:
         return jobs
     jobs = {name: ("train", {"given": given(tiny, name, **EVERYTHING), "batches": batches[:1]}) for name in METHODS}
     jobs["two steps"] = ("train", {"given": given(tiny, "DVCL", **EVERYTHING), "batches": batches})
+    sequential = EVERYTHING | {"sequential_twins": True}
+    jobs["sequential"] = ("train", {"given": given(tiny, "DVCL_SimCLR", **sequential), "batches": batches[:1] * 2})
     jobs["Supervised"] = ("train", {"given": given(tiny, "Supervised", **SMALL), "batches": batches})
     padded = [(labeled, _padded(unlabeled, rank_1=slice(None))) for labeled, unlabeled in batches[:1]]
     for name in ("DVCL", "DVCL_SimCLR", "CL_VCL"):
@@ -109,7 +111,7 @@ def _half(batch: dict) -> dict:
         return [half(level) for level in volume] if isinstance(volume, list) else volume[:, :, : volume.shape[2] // 2]
 
     data = half(batch["data"])
-    return {"data": data + 0.3 * torch.randn(data.shape), "target": half(batch["target"])}
+    return {**batch, "data": data + 0.3 * torch.randn(data.shape), "target": half(batch["target"])}
 
 
 def _nothing_on_rank_1(labeled: dict, unlabeled: dict) -> tuple[dict, dict]:
@@ -117,7 +119,7 @@ def _nothing_on_rank_1(labeled: dict, unlabeled: dict) -> tuple[dict, dict]:
     target = [level.clone() for level in labeled["target"]]
     for level in target:
         level[1] = IGNORED
-    return {"data": labeled["data"], "target": target}, _padded(unlabeled, rank_1=slice(None))
+    return {**labeled, "target": target}, _padded(unlabeled, rank_1=slice(None))
 
 
 def _padded(unlabeled: dict, rank_0: slice = slice(0), rank_1: slice = slice(0)) -> dict:
@@ -125,4 +127,4 @@ def _padded(unlabeled: dict, rank_0: slice = slice(0), rank_1: slice = slice(0))
     target = unlabeled["target"].clone()
     target[0, :, rank_0] = -1
     target[2, :, rank_1] = -1
-    return {"data": unlabeled["data"], "target": target}
+    return {**unlabeled, "target": target}

@@ -69,6 +69,7 @@ def _own_part(batch: dict) -> dict:
     target = batch["target"]
     return {
         "data": batch["data"][part],
+        "keys": batch["keys"][part],
         "target": [t[part] for t in target] if isinstance(target, list) else target[part],
     }
 

@@ -9,12 +9,13 @@ from torch import Tensor
 
 PADDED = tuple(f"{name}, rank 1 has padding alone" for name in ("DVCL", "DVCL_SimCLR", "CL_VCL"))
 IGNORE = ("ignore", "rank 1 has no voxel")
-JOBS = (*METHODS, *PADDED, "Supervised", "two steps", "compiled", "regions", *IGNORE)
+JOBS = (*METHODS, *PADDED, "Supervised", "two steps", "compiled", "sequential", "regions", *IGNORE)
 AFTER_A_STEP = ("two steps", "compiled", "rank 1 has no voxel")
 every_job = pytest.mark.parametrize("job", JOBS)
-# The loss of predictions takes the K nearest and farthest candidates: where two are equally far but for rounding, a row
-# in another place of the batch gets another one. Nothing else depends on it.
-OF_NEIGHBORS = {"dvcl", "total", "gradient_dvcl", "relevant_neighbors", "outlier_queries"}
+# Which candidates are the K nearest and farthest is a matter of rounding where two are almost equally far: these
+# shares, and the loss of predictions of such candidates, can differ a little. Nothing else depends on it.
+SHARES = {"relevant_neighbors", "outlier_queries"}
+OF_NEIGHBORS = {"dvcl", "total", "gradient_dvcl"}
 CHOOSE_NEIGHBORS = {job for job in JOBS if job.split(",")[0] in ("DVCL", "DVCL_LogLikelihood_SNCLRWeights")} | {
     *("two steps", "compiled", "regions", *IGNORE),
 }
@@ -40,9 +41,10 @@ def test_the_mean_over_the_ranks_is_the_value_of_one(results, job):
         for name, value in expected.items():
             if job in IGNORE and (name in NNUNETS_OWN or step > 0):
                 continue
-            tolerance = 0.04 if job in CHOOSE_NEIGHBORS and name in OF_NEIGHBORS else 5e-5
+            rounded = name in SHARES or (name in OF_NEIGHBORS and job in CHOOSE_NEIGHBORS)
+            relative, absolute = (0.05, 0.02) if rounded else (5e-5, 1e-6)
             of_ranks = [float(outputs[step][name]) for outputs in ranks]
-            assert sum(of_ranks) / 2 == pytest.approx(float(value), rel=tolerance, abs=1e-6, nan_ok=True), name
+            assert sum(of_ranks) / 2 == pytest.approx(float(value), rel=relative, abs=absolute, nan_ok=True), name
 
 
 @pytest.mark.parametrize("job", [job for job in JOBS if job not in IGNORE])
@@ -55,7 +57,7 @@ def test_every_gradient_is_that_of_one(results, job):
             if given[name] is None or gradient is None:  # a head without a loss; nnU-Net gives DDP a weight of 1e-6
                 assert not any(g is not None and g.abs().max() > 1e-4 for g in (given[name], gradient)), name
             elif gradient.abs().max() > 1e-5:
-                assert _distance(given[name], gradient) < (0.06 if job in CHOOSE_NEIGHBORS else 2e-4), name
+                assert _distance(given[name], gradient) < (0.1 if job in CHOOSE_NEIGHBORS else 2e-4), name
 
 
 @every_job

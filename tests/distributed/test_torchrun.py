@@ -157,7 +157,8 @@ def test_the_gpu_is_the_local_rank(monkeypatch):
     monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
     monkeypatch.setattr(torch, "set_num_threads", lambda number: None)
     monkeypatch.setattr(torch, "set_num_interop_threads", lambda number: None)
-    monkeypatch.setattr(train.dist, "init_process_group", lambda backend, timeout: chosen.append(backend))
+    monkeypatch.setattr(train.dist, "rendezvous", lambda *_, **__: iter([("store", 5, 8)]))
+    monkeypatch.setattr(train.dist, "init_process_group", lambda backend, **_: chosen.append(backend))
     train._join_group("cuda")
     assert chosen == [1, "nccl"]
 

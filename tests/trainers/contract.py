@@ -16,8 +16,7 @@ from nnunet_dvcl.networks import full_resolution, unwrap
 
 STEPS = 25
 SHORT = {
-    "optimizer": "adamw",
-    "initial_lr": 0.01,
+    "initial_lr": 0.02,
     "num_epochs": 2,
     "num_iterations_per_epoch": STEPS,
     "num_val_iterations_per_epoch": 1,
@@ -151,7 +150,7 @@ def check_losses(trainer, outputs: list[dict]) -> None:
     assert len(supervised) == len(students(trainer))
     for name in supervised:
         curve = [float(output[name]) for output in outputs]
-        assert np.mean(curve[-5:]) < 0.9 * np.mean(curve[:5]), f"{name} does not fall: {curve}"
+        assert np.mean(curve[-5:]) < np.mean(curve[:5]) - 0.1, f"{name} does not fall: {curve}"
     terms = getattr(trainer, "loss_terms", ())
     for name in (*terms, "total") if terms else supervised:
         assert np.isfinite([output[name] for output in outputs]).all(), name

@@ -41,16 +41,16 @@ def datasets(tiny_originals, tmp_path_factory):
 
 @pytest.fixture
 def builder(datasets, label_mode, tmp_path, monkeypatch):
-    """``builder(trainer_class, dimension)``: builds trainers on the CPU, on plans with four tiny stages."""
+    """``builder(trainer_class, dimension, **ssl)``: builds trainers on the CPU, on plans with four tiny stages."""
     tiny = datasets(label_mode)
     for name, value in {**tiny.env, "nnUNet_results": str(tmp_path)}.items():
         monkeypatch.setenv(name, value)
 
-    def make(trainer_class: type, dimension: str):
+    def make(trainer_class: type, dimension: str, **ssl):
         plans = tiny.plans
         dim = len(PATCHES[dimension])
         configuration = plans["configurations"][f"{dimension}_tiny"]
-        configuration |= {"patch_size": PATCHES[dimension], "ssl": SHORT}
+        configuration |= {"patch_size": PATCHES[dimension], "ssl": SHORT | ssl}
         configuration["architecture"]["arch_kwargs"] |= {
             "n_stages": 4,
             "features_per_stage": [4, 4, 8, 8],
@@ -81,6 +81,12 @@ def without_deep_supervision(trainer_class: type) -> type:
 def test_contract(builder, name, dimension, deep_supervision):
     trainer_class = getattr(trainers, name)
     check_contract(builder(trainer_class if deep_supervision else without_deep_supervision(trainer_class), dimension))
+
+
+@pytest.mark.parametrize("label_mode", ["labels"])
+@pytest.mark.parametrize("name", ["nnUNetTrainerSupervised", "nnUNetTrainerDVCL"])
+def test_with_the_other_optimizer(builder, name):
+    check_contract(builder(getattr(trainers, name), "2d", optimizer="adamw", initial_lr=0.005))
 
 
 @pytest.mark.parametrize("label_mode", ["labels"])
