@@ -32,6 +32,7 @@ def test_the_runs_of_a_file(place):
     here = place(seeds=[0, 1], splits={"labeled": ["50%", "100%"], "folds": 3, "use": [0, 2]})
     runs = all_runs(here.experiment)
     assert len(runs) == len({run.name for run in runs}) == 2 * 2 * (2 + 1)
+    assert runs[-1].assignments == ["batch_size=3", "ssl.num_epochs=2", "ssl.seed=1"]
     assert runs[0].name == "nnUNetTrainer__2d_small__50pct__fold0__seed0"
     assert {(r.amount.name, r.fold): r.split for r in runs} == {
         ("50pct", 0): 0, ("50pct", 2): 1, ("100pct", 0): 2, ("100pct", 2): 3,
