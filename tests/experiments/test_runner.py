@@ -43,7 +43,8 @@ def test_the_runs_of_a_file(place):
     }
 
 
-def test_a_whole_experiment_and_nothing_twice(place, fakes, tiny_dataset):
+def test_a_whole_experiment_and_nothing_twice(place, fakes, tiny_dataset, monkeypatch):
+    monkeypatch.setenv("nnUNet_n_proc_DA", "5")
     here = place(environment={"OWN": 7})
     assert run_experiment(here) == 0
     assert fakes.calls == [
@@ -179,48 +180,53 @@ def test_a_lock_lives_as_long_as_a_child_that_has_it(tmp_path):
 
 @pytest.fixture
 def started(place, fakes, write):
-    """``experiment run`` of one training that takes a minute: the command, and the training's process id."""
+    """``experiment run`` of two trainings that take a minute: the command, and the trainings' process ids."""
     place()
-    wait = "sleep 60 & wait"
-    fakes.let("2d_small_seed0", f"trap 'touch {fakes.folder}/ended; exit 1' TERM; echo $$ > {fakes.folder}/pid; {wait}")
+    action = f"trap 'touch {fakes.folder}/ended.$5; exit 1' TERM; echo $$ > {fakes.folder}/pid.$5; sleep 60 & wait"
+    fakes.let("2d_small_seed0", action)
     code = (
         "import sys; from nnunet_dvcl.experiments import commands; from nnunet_dvcl.cli import main; "
         f"commands.sysconfig.get_path = lambda _: {str(fakes.folder)!r}; sys.exit(main(sys.argv[1:]))"
     )
-    command = [sys.executable, "-c", code, "experiment", "run", str(write(trainers="nnUNetTrainer"))]
+    file = write(trainers=["nnUNetTrainer", "nnUNetTrainerSupervised"], devices=["cpu", "cpu"])
+    command = [sys.executable, "-c", code, "experiment", "run", str(file)]
+
+    def pids() -> list[int]:
+        return [int(text) for file in fakes.folder.glob("pid.*") if (text := file.read_text().strip())]
+
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
-        pid = fakes.folder / "pid"
-        while not (pid.exists() and pid.read_text().strip()):
+        while len(pids()) < 2:
             assert process.poll() is None, process.stdout.read()
             time.sleep(0.05)
-        yield process, int(pid.read_text())
+        yield process, pids()
         process.kill()
 
 
 def test_stopping_ends_the_trainings_which_can_clean_up(started, fakes):
-    process, training = started
+    process, trainings = started
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=20)
     assert process.returncode == 130, output
     assert "Stopped. Called again, this command goes on." in output
-    assert (fakes.folder / "ended").exists()
-    with pytest.raises(ProcessLookupError):
-        os.kill(training, 0)
+    assert len(list(fakes.folder.glob("ended.*"))) == 2
+    for training in trainings:
+        with pytest.raises(ProcessLookupError):
+            os.kill(training, 0)
 
 
-def test_a_killed_runner_leaves_the_run_to_its_training(started, place):
+def test_a_killed_runner_leaves_the_runs_to_their_trainings(started, place):
     """Nobody else starts the same training beside it."""
-    process, training = started
+    process, trainings = started
     process.kill()
     process.wait()
-    here = place(trainers="nnUNetTrainer")
-    run = all_runs(here.experiment)[0]
-    assert here.state(run) is State.RUNNING
-    os.killpg(training, signal.SIGKILL)
+    here = place(trainers=["nnUNetTrainer", "nnUNetTrainerSupervised"])
+    assert list(states(here).values())[:2] == ["running", "running"]
+    for training in trainings:
+        os.killpg(training, signal.SIGKILL)
     deadline = time.monotonic() + 10
-    while here.state(run) is State.RUNNING and time.monotonic() < deadline:
+    while "running" in states(here).values() and time.monotonic() < deadline:
         time.sleep(0.02)
-    assert here.state(run) is State.WAITING
+    assert set(states(here).values()) == {"waiting"}
 
 
 # ---------------------------------------------------------------- what is refused
