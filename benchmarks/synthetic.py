@@ -103,7 +103,8 @@ def labeled_batch(size: Size, batch_size: int, scales: list[tuple[float, ...]]) 
     """``data`` [B, 1, *S] and ``target``, a list [B, 1, *S'] over the scales of deep supervision."""
     image, label_map = _phantom(size, batch_size)
     target = [F.interpolate(label_map.float(), scale_factor=tuple(scale), mode="nearest") for scale in scales]
-    return {"data": image, "target": [level.to(torch.int16) for level in target]}
+    keys = ["phantom"] * batch_size
+    return {"data": image, "target": [level.to(torch.int16) for level in target], "keys": keys}
 
 
 def unlabeled_batch(size: Size) -> dict:

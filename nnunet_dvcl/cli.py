@@ -17,6 +17,7 @@ from nnunet_dvcl.commands import (
     plot,
     predict_next_stage,
     preprocess,
+    selftrain,
     split,
     trainers,
 )
@@ -33,6 +34,7 @@ COMMANDS = (
     plot,
     export,
     experiment,
+    selftrain,
     inspect,
     demo,
     trainers,

@@ -146,6 +146,24 @@ class DVCLConfig(HqCLConfig):
             )
 
 
+@dataclass(frozen=True)
+class PaperSchedule(TrainingConfig):
+    """The schedule of the paper's protocol, as far as it is known: 20,000 iterations of SGD."""
+
+    initial_lr: float = _positive(0.05)  # 0.1 on the paper's loss, of which the trainers' is twice
+    num_epochs: int = _count(80)  # of 250 iterations
+
+
+@dataclass(frozen=True)
+class PaperCPSConfig(PaperSchedule, CPSConfig):
+    """CPS in the paper's protocol."""
+
+
+@dataclass(frozen=True)
+class PaperDVCLConfig(PaperSchedule, DVCLConfig):
+    """DVCL in the paper's protocol."""
+
+
 def known_options() -> dict[str, Field]:
     """Every key that may stand under ``"ssl"``, over all configs."""
     return {option.name: option for config in _all_configs(TrainingConfig) for option in fields(config)}

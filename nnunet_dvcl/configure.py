@@ -43,6 +43,8 @@ def configure(
         UserError: no such plans or configuration, an unknown key, an impossible value, or a previous stage that does
             not name this configuration as its next one.
     """
+    if not assignments:
+        raise UserError("Nothing to change: give KEY=VALUE, for instance batch_size=2, or a --preset.")
     plans_file = find_plans_file(dataset_name_or_id, plans_identifier)
     plans = load_json(plans_file)
     _check_names(plans, configuration, name)
@@ -146,6 +148,8 @@ def _check(derived: dict, resolved: dict) -> None:
         )
     patch_size, kwargs = resolved["patch_size"], resolved["architecture"]["arch_kwargs"]
     _check_stages(kwargs, patch_size)
+    if len(patch_size) != len(resolved["spacing"]):
+        raise UserError(f"patch_size is {patch_size}, expected {len(resolved['spacing'])} numbers, one an axis.")
     total = [math.prod(axis) for axis in zip(*kwargs["strides"], strict=True)]
     if any(size % stride for size, stride in zip(patch_size, total, strict=True)):
         raise UserError(f"patch_size is {patch_size}, expected multiples of the network's total strides {total}.")

@@ -70,9 +70,8 @@ def predict_next_stage(
         raise UserError(_no_next_stage(plans_manager, configuration))
     predictor = nnUNetPredictor(device=find_device(device), allow_tqdm=False)
     predictor.initialize_from_trained_model_folder(dirname(trained.folder), (trained.fold,), name)
-    # the plans as they are now, as for nnUNetv2_train --val: the next stage may be younger than the model
+    # as they are now: the next stage may be younger than the plans that lie beside the model
     predictor.plans_manager = plans_manager
-    predictor.configuration_manager = plans_manager.get_configuration(configuration)
     return predict_unlabeled(predictor, trainer, configuration, trained.fold, num_processes, print)
 
 
@@ -110,14 +109,25 @@ def predict_unlabeled(
     if not stages:
         return []
 
-    def unlabeled(name: str, previous: str | None = None) -> UnlabeledDataset:
-        manager = plans_manager.get_configuration(name)
-        return get_unlabeled_dataset(plans_manager, manager, predictor.dataset_json, fold, num_processes, log, previous)
-
     before = stage_before(plans_manager, trainer, configuration, fold)
-    cases = unlabeled(configuration, before and before.unlabeled)
+
+    def unlabeled(name: str, use_folder: bool, previous_stage: PreviousStage | None = None) -> UnlabeledDataset:
+        return get_unlabeled_dataset(
+            plans_manager,
+            plans_manager.get_configuration(name),
+            predictor.dataset_json,
+            fold,
+            num_processes,
+            log,
+            use_folder,
+            previous_stage and previous_stage.unlabeled,
+        )
+
     for stage in stages:
-        _predict_stage(predictor, stage, cases, unlabeled(stage.next_stage), num_processes, log)
+        ssl = plans_manager.get_configuration(stage.next_stage).configuration.get("ssl", {})
+        use_folder = ssl.get("unlabeled_folder", True)
+        cases = unlabeled(configuration, use_folder, before)
+        _predict_stage(predictor, stage, cases, unlabeled(stage.next_stage, use_folder), num_processes, log)
     return [stage.unlabeled for stage in stages]
 
 

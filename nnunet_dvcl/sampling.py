@@ -87,10 +87,11 @@ def _draw_keys(
         index [C, M] int64 and keys [C, M] float64, ascending; 0 and inf where a class has fewer voxels.
     """
     device = classes.device
-    index = torch.zeros(num_classes, per_class, dtype=torch.int64, device=device)
-    smallest = torch.full((num_classes, per_class), torch.inf, dtype=torch.float64, device=device)
+    # one class and one place more, for all that is not drawn: they are cut off
+    index = torch.zeros(num_classes + 1, per_class + 1, dtype=torch.int64, device=device)
+    smallest = torch.full(index.shape, torch.inf, dtype=torch.float64, device=device)
     if classes.numel() == 0:
-        return index, smallest
+        return index[:-1, :-1], smallest[:-1, :-1]
 
     sizes = torch.zeros(num_classes + 1, dtype=torch.int64, device=device)
     sizes.scatter_add_(0, classes + 1, torch.ones_like(classes))
@@ -106,9 +107,10 @@ def _draw_keys(
     one_hot = drawn[:, None] == torch.arange(num_classes, device=device)  # [few, C]
     place = (one_hot.cumsum(0) - 1).gather(1, drawn.clamp(min=0)[:, None])[:, 0]  # rank by key within the class
     taken = (drawn >= 0) & (place < per_class)
-    index[drawn[taken], place[taken]] = voxels[taken]
-    smallest[drawn[taken], place[taken]] = keys[taken] / sizes[drawn[taken] + 1]
-    return index, smallest
+    drawn, place = drawn.where(taken, num_classes), place.where(taken, per_class)
+    index[drawn, place] = voxels.where(taken, 0)
+    smallest[drawn, place] = keys / sizes[classes[voxels] + 1]
+    return index[:-1, :-1], smallest[:-1, :-1]
 
 
 @torch.no_grad()

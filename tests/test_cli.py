@@ -166,6 +166,15 @@ def test_configure_takes_its_assignments_before_or_after_the_options(argv, fake)
     assert calls == [("501", "3d_fullres", "3d_small", "nnUNetPlans", ["batch_size=2", "ssl.num_epochs=20"])]
 
 
+def test_configure_puts_the_preset_before_what_is_given(fake, capsys):
+    calls = fake("nnunet_dvcl.configure", "configure", result="/plans.json")
+    argv = ["configure", "-d", "501", "-c", "3d_fullres", "--name", "mine", "--preset", "paper"]
+    assert main([*argv, "batch_size=3"]) == main(argv) == 0
+    (*_, given), (*_, alone) = calls
+    assert given == [*alone, "batch_size=3"]
+    assert "patch_size=[64, 128, 128]" in alone
+
+
 def test_plot_curves(fake):
     calls = fake("nnunet_dvcl.plots.curves", "plot_curves")
     assert main(["plot", "curves", "a"]) == 0

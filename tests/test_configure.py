@@ -322,3 +322,13 @@ def test_the_command_line(tiny_dataset):
     assert failed.returncode == 1
     assert failed.stderr.splitlines()[-1].startswith("Error: Unknown key batch_sise.")
     assert "Traceback" not in failed.stderr
+
+
+def test_nothing_to_change(refused):
+    assert "Nothing to change" in refused()
+
+
+def test_a_preset_for_another_number_of_axes(refused):
+    from nnunet_dvcl.presets import assignments_of
+
+    assert "patch_size is [64, 128, 128], expected 2 numbers" in refused(*assignments_of("paper"), parent="2d")

@@ -1,5 +1,6 @@
 """``nnunet_dvcl predict-next-stage``: what is predicted, what is kept, and that no label is read."""
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -196,6 +197,24 @@ def test_a_scan_that_only_the_next_stage_has(trainer, tiny):
         file.unlink()
     with pytest.raises(UserError, match=r"(?s)not for 3d_lowres_tiny: run nnunet_dvcl preprocess.*scan_1"):
         run()
+
+
+def test_a_next_stage_that_is_younger_than_the_model(trainer, folder):
+    """The plans beside the model do not know it."""
+    file = folder.parents[2] / "plans.json"
+    plans = json.loads(file.read_text())
+    del plans["configurations"]["cascade_tiny"], plans["configurations"]["3d_lowres_tiny"]["next_stage"]
+    file.write_text(json.dumps(plans))
+    run()
+    assert contents(folder).keys() == UNLABELED
+
+
+def test_scans_that_the_next_stage_does_not_use(trainer, folder, tiny):
+    plans = tiny.plans
+    plans["configurations"]["cascade_tiny"]["ssl"] = {"unlabeled_folder": False}
+    tiny.write_plans(plans)
+    run()
+    assert contents(folder).keys() == {"case_3", "case_4"}
 
 
 @pytest.mark.parametrize(

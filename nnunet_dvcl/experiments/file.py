@@ -45,6 +45,8 @@ _flag = _kind(bool, "true or false")
 _positive = _kind((int, float), "a number above 0", lambda value: 0 < value < math.inf)
 _share = _kind((int, float), "a number above 0, below 1", lambda value: 0 < value < 1)
 
+_probability = _kind((int, float), "a number of at least 0.5, below 1", lambda value: 0.5 <= value < 1)
+
 
 def _name(value: Any, where: str) -> str:
     """nnU-Net separates the parts of its folder names by two underscores."""
@@ -239,7 +241,7 @@ class SelfTraining:
     """Offline self-training: what `nnunet_dvcl selftrain` is told beside the trainer."""
 
     rounds: int = _entry(_whole(1), 1)
-    ignore_uncertain: float | None = _entry(_share, None)
+    ignore_uncertain: float | None = _entry(_probability, None)
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ def command_lines(place: Workplace, nnunet: bool) -> list[str]:
             continue
         # without a checkpoint --c starts anew
         line = [str(plain_training(place, run, device, "--c"))]
-        if place.has_test:
+        if place.has_test and place.model(run) is not None:
             line.append(str(prediction(place, run, device)))
         lines.append(" && ".join(line))
     return lines

@@ -5,10 +5,9 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import os
 from collections.abc import Callable, Iterable
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from batchgenerators.utilities.file_and_folder_operations import load_json
@@ -21,9 +20,11 @@ from nnunet_dvcl.data.raw import find_unlabeled_images
 from nnunet_dvcl.data.storage import complete_cases, write_json
 from nnunet_dvcl.errors import UserError
 from nnunet_dvcl.experiments.commands import Command, nnunet_dvcl
+from nnunet_dvcl.experiments.dataset import link_images
 from nnunet_dvcl.experiments.file import IMAGES_TS, Experiment
 from nnunet_dvcl.experiments.lock import Lock
 from nnunet_dvcl.experiments.runs import RECORD, Run, Workplace, all_runs, split_numbers
+from nnunet_dvcl.experiments.selftrain import refuse_semi_supervised
 from nnunet_dvcl.experiments.split_dataset import SPLITS_FILE, TEST_FILE, check_scans, read_case_classes
 from nnunet_dvcl.experiments.splits import Splits, group_by, make_splits
 from nnunet_dvcl.plots.results import organ_names
@@ -61,6 +62,9 @@ def prepare(place: Workplace, call: Callable[[Command, str], None]) -> Cases:
     experiment = place.experiment
     runs = all_runs(experiment)
     check_trainers({run.row.trainer for run in runs})
+    for run in runs:
+        if run.row.selftrain is not None:
+            refuse_semi_supervised(run.row.trainer)
     lock = Lock.acquire(place.folder / "prepare.lock") or _wait(place.folder / "prepare.lock")
     with lock:
         _preprocess(place, call)
@@ -122,9 +126,9 @@ def uses_unlabeled(run: Run) -> bool:
 
 
 def uses_folder(run: Run) -> bool:
-    """Whether its trainer takes the scans of ``imagesTr_unlabeled``."""
+    """Whether it takes the scans of ``imagesTr_unlabeled``."""
     values = dict([*run.configuration.values, *run.row.values])
-    return uses_unlabeled(run) and values.get(UNLABELED_FOLDER_KEY, True)
+    return run.row.selftrain is not None or (uses_unlabeled(run) and values.get(UNLABELED_FOLDER_KEY, True))
 
 
 # ---------------------------------------------------------------- preprocessed data
@@ -170,13 +174,16 @@ def _preprocess_unlabeled(
 ) -> None:
     scans = find_unlabeled_images(str(place.raw), place.dataset_json)
     for run in runs:
-        if uses_unlabeled(run) and not cases.splits[run.split].get("unlabeled") and not (scans and uses_folder(run)):
+        needs = uses_unlabeled(run) or run.row.selftrain is not None
+        if needs and not cases.splits[run.split].get("unlabeled") and not (scans and uses_folder(run)):
             raise UserError(
                 f"The run {run.name} has no unlabeled case: all training cases of its split keep their label, and "
                 "it takes no scans of imagesTr_unlabeled. Give its entry of trainers the key labeled, with the "
                 "amounts that it is for."
             )
-    users = sorted({run.configuration.base or run.configuration.name for run in runs if uses_folder(run)})
+    users = sorted(
+        {run.configuration.base or run.configuration.name for run in runs if uses_unlabeled(run) and uses_folder(run)}
+    )
     if scans and users:
         call(
             nnunet_dvcl("preprocess", "-d", place.dataset_id, "-p", place.experiment.plans, "-c", *users),
@@ -203,24 +210,27 @@ def settings(place: Workplace, run: Run, cases: Cases) -> dict:
     plans = load_json(str(place.preprocessed / f"{place.experiment.plans}.json"))
     configuration = PlansManager(deepcopy(plans)).get_configuration(run.derived_configuration).configuration
     split = {key: sorted(names) for key, names in cases.splits[run.split].items()}
-    return json.loads(json.dumps({"trainer": run.row.trainer, "split": split, "configuration": configuration}))
+    own = {} if run.row.selftrain is None else {"selftrain": asdict(run.row.selftrain)}
+    return json.loads(json.dumps({"trainer": run.row.trainer, "split": split, "configuration": configuration, **own}))
 
 
 def claim(place: Workplace, run: Run, cases: Cases) -> None:
-    """Writes into the results folder what the run is started with.
+    """Writes into the run's folder what the run is started with.
 
     Raises:
         UserError: there are results that were made with something else.
     """
-    folder = place.results(run)
+    folder = place.home(run)
     wanted, file = settings(place, run, cases), folder / RECORD
     if not file.is_file():
         if any(folder.glob("checkpoint_*.pth")):
             raise UserError(f"{folder} has results that no experiment has made. Move or delete that folder.")
         folder.mkdir(parents=True, exist_ok=True)
         write_json(wanted, str(file))
-        return
-    check_record(file, wanted)
+    else:
+        check_record(file, wanted)
+    if run.row.selftrain is not None:
+        claim(place, run.teacher, cases)
 
 
 def check_record(file: Path, wanted: dict) -> None:
@@ -339,18 +349,5 @@ def _link_test_images(place: Workplace, cases: Cases) -> None:
     """nnUNetv2_predict takes a folder: one with links to the images of the test cases, which are among the labeled."""
     if not cases.test or place.experiment.splits.test == IMAGES_TS:
         return
-    place.test_images.mkdir(parents=True, exist_ok=True)
-    ending = place.dataset_json["file_ending"]
-    images = place.labeled_cases
-    wanted = {
-        f"{case}_{channel:04d}{ending}": os.path.realpath(file)
-        for case in cases.test
-        for channel, file in enumerate(images[case]["images"])
-    }
-    for stray in set(os.listdir(place.test_images)) - wanted.keys():
-        (place.test_images / stray).unlink()
-    for name, target in wanted.items():
-        link = place.test_images / name
-        if not link.is_symlink() or os.readlink(link) != target:
-            link.unlink(missing_ok=True)
-            link.symlink_to(target)
+    images = {case: place.labeled_cases[case]["images"] for case in cases.test}
+    link_images(place.test_images, images, place.dataset_json["file_ending"])

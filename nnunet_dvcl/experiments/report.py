@@ -17,7 +17,8 @@ from nnunet_dvcl.experiments.file import IMAGES_TS
 from nnunet_dvcl.experiments.metrics import LOWER_IS_BETTER, METRICS
 from nnunet_dvcl.experiments.prepare import Cases, is_ours, read_cases
 from nnunet_dvcl.experiments.results import Group, Results, RowResult, collect
-from nnunet_dvcl.experiments.runs import CHECKPOINT, Workplace
+from nnunet_dvcl.experiments.runs import Workplace
+from nnunet_dvcl.experiments.training import CHECKPOINT
 from nnunet_dvcl.plots.figures import COLORS, plain_style, save_image, save_table
 
 _DIGITS = {"HD95": 2}  # of mm; the others are shares, with 3
@@ -121,8 +122,8 @@ def _what_was_compared(place: Workplace, cases: Cases, results: Results) -> str:
         lines.append(
             f"p: two-sided Wilcoxon signed-rank test against {_title(place, experiment.report.baseline)}, paired over "
             "the cases; the value of a case is the mean over its organs and the seeds. Corrected by Holm's procedure "
-            f"for the number of comparisons of each metric in this report, {number}. It says nothing of the spread over other "
-            "draws of the labeled cases."
+            f"for the number of comparisons of each metric in this report, {number}. It says nothing of the spread "
+            "over other draws of the labeled cases."
         )
     stock = sorted({row.trainer for rows in results.groups.values() for row in rows if not is_ours(row.trainer)})
     if stock:

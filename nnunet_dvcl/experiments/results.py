@@ -100,7 +100,7 @@ def collect(place: Workplace, cases: Cases) -> Results:
     if not finished:
         raise UserError(f"No run of {place.experiment.file} is finished yet: nnunet_dvcl experiment run does them.")
     for run in finished:
-        check_record(place.results(run) / RECORD, settings(place, run, cases))
+        check_record(place.home(run) / RECORD, settings(place, run, cases))
     truth = place.test_labels if place.has_test else place.preprocessed / "gt_segmentations"
     measured = measure_folders(
         {place.predictions(run): truth for run in finished},

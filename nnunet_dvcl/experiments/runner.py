@@ -18,22 +18,15 @@ from tqdm import tqdm
 
 from nnunet_dvcl.data.storage import write_json
 from nnunet_dvcl.errors import UserError
-from nnunet_dvcl.experiments.commands import Command, environment, kind
+from nnunet_dvcl.experiments.commands import Command, environment, kind, nnunet_dvcl
 from nnunet_dvcl.experiments.lock import Lock
 from nnunet_dvcl.experiments.prepare import Cases, claim, prepare
-from nnunet_dvcl.experiments.runs import (
-    CHECKPOINT,
-    CHECKPOINTS_TO_GO_ON_FROM,
-    RECORD,
-    Run,
-    State,
-    Workplace,
-    all_runs,
-    find_runs,
-)
+from nnunet_dvcl.experiments.runs import RECORD, Run, State, Workplace, all_runs, find_runs
+from nnunet_dvcl.experiments.training import CHECKPOINT, next_training
 
 _POLL = 0.5  # s
 _PATIENCE = 15.0  # s that an ended command has to clean up
+FIRST_ID = 600  # of the data sets that rows of self-training make
 _TAIL = 15  # lines of a log that are shown
 
 
@@ -41,26 +34,26 @@ def training(place: Workplace, run: Run, device: str) -> Command | None:
     """The command that a run needs next to be trained and validated; None when it is."""
     if place.is_trained(run):
         return None
-    folder = place.results(run)
-    if (folder / CHECKPOINT).is_file():
-        going_on = ("--val",)
-    elif any((folder / name).is_file() for name in CHECKPOINTS_TO_GO_ON_FROM):
-        going_on = ("--c",)
-    else:
-        going_on = ()
-    return plain_training(place, run, device, *going_on)
+    if run.row.selftrain is not None:
+        return plain_training(place, run, device)
+    return plain_training(place, run, device, *next_training(place.source(run).folder))
 
 
 def plain_training(place: Workplace, run: Run, device: str, *options: str) -> Command:
-    words = ("nnUNetv2_train", place.dataset_id, run.derived_configuration, run.split, "-tr", run.row.trainer)
-    return Command(*words, "-p", place.experiment.plans, "-device", kind(device), *options)
+    """As a user types it; `options` are for ``nnUNetv2_train``."""
+    model, rows = place.source(run), run.row.selftrain
+    if rows is not None:
+        uncertain = () if rows.ignore_uncertain is None else ("--ignore-uncertain", rows.ignore_uncertain)
+        words = ("selftrain", *model.options, "--rounds", rows.rounds, *uncertain, "--to", FIRST_ID)
+        return nnunet_dvcl(*words, "-device", kind(device))
+    words = ("nnUNetv2_train", place.dataset_id, model.configuration, model.fold, "-tr", model.trainer)
+    return Command(*words, "-p", model.plans, "-device", kind(device), *options)
 
 
 def prediction(place: Workplace, run: Run, device: str) -> Command:
     """The command that predicts the test cases with the checkpoint of the last epoch."""
-    words = ("nnUNetv2_predict", "-i", place.test_images, "-o", place.predictions(run), "-d", place.dataset_id)
-    model = ("-c", run.derived_configuration, "-f", run.split, "-tr", run.row.trainer, "-p", place.experiment.plans)
-    return Command(*words, *model, "-chk", CHECKPOINT, "-device", kind(device), "--continue_prediction")
+    words = ("nnUNetv2_predict", "-i", place.test_images, "-o", place.predictions(run), *place.model(run).options)
+    return Command(*words, "-chk", CHECKPOINT, "-device", kind(device), "--continue_prediction")
 
 
 def run_experiment(
@@ -141,8 +134,8 @@ class Runner:
                 if self.jobs:
                     time.sleep(_POLL)
         finally:
-            for job in self.jobs:
-                _stop(job.process)
+            _stop(*(job.process for job in self.jobs))
+            for job in list(self.jobs):
                 self._end(job)
             self.bar.close()
         self._conclude()
@@ -152,6 +145,8 @@ class Runner:
         for run in list(self.pending):
             if not self.free:
                 return
+            if run.row.selftrain is not None and self._is_to_come(run.teacher):
+                continue
             self.pending.remove(run)
             if self.place.state(run) is State.FINISHED:
                 claim(self.place, run, self.cases)
@@ -168,6 +163,12 @@ class Runner:
             except BaseException:
                 lock.release()
                 raise
+
+    def _is_to_come(self, teacher: Run) -> bool:
+        """Whether another row of this experiment trains it: then it is waited for."""
+        home = self.place.home(teacher)
+        others = [*self.pending, *(job.run for job in self.jobs)]
+        return any(run.row.selftrain is None and self.place.home(run) == home for run in others)
 
     def _begin(self, run: Run, device: str, lock: Lock) -> None:
         claim(self.place, run, self.cases)
@@ -274,15 +275,23 @@ def _start(command: Command, variables: dict[str, str], log, pass_fds: Sequence[
     )
 
 
-def _stop(process: subprocess.Popen) -> None:
-    """Ends a command and all that it has started, at first with the chance to clean up."""
-    with suppress(ProcessLookupError, PermissionError):
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGTERM)
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(_PATIENCE)
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+def _stop(*processes: subprocess.Popen) -> None:
+    """Ends commands and all that they have started, at first with the chance to clean up."""
+    running = [process for process in processes if process.poll() is None]
+    _signal(running, signal.SIGTERM)
+    deadline = time.monotonic() + _PATIENCE
+    for process in running:
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(max(0.0, deadline - time.monotonic()))
+    _signal(processes, signal.SIGKILL)
+    for process in processes:
+        process.wait()
+
+
+def _signal(processes: Sequence[subprocess.Popen], number: int) -> None:
+    for process in processes:
+        with suppress(ProcessLookupError, PermissionError):  # nobody is left in its group
+            os.killpg(process.pid, number)
 
 
 @contextmanager

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from functools import cached_property
 from itertools import product
@@ -13,18 +12,16 @@ from pathlib import Path
 
 from batchgenerators.utilities.file_and_folder_operations import load_json
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw, nnUNet_results
-from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
-from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
 from nnunet_dvcl.errors import UserError
+from nnunet_dvcl.experiments.dataset import find_dataset, labeled_cases
 from nnunet_dvcl.experiments.file import IMAGES_TS, Amount, Configuration, Experiment, Row
 from nnunet_dvcl.experiments.lock import is_held
+from nnunet_dvcl.experiments.selftrain import Model, Student, dataset_id
+from nnunet_dvcl.experiments.training import is_begun, is_trained
 
-CHECKPOINT = "checkpoint_final.pth"
-"""Of the last epoch: nothing is selected, on no cases."""
-CHECKPOINTS_TO_GO_ON_FROM = ("checkpoint_latest.pth", "checkpoint_best.pth")
 RECORD = "experiment_run.json"
-"""In a run's results folder: the cases and values that it was started with."""
+"""In a run's folder: the cases and values that it was started with."""
 
 
 class State(Enum):
@@ -64,6 +61,11 @@ class Run:
         """The configuration of the plans that holds its values; rows without values of their own share it."""
         own = f"_{self.row.name}" if self.row.values else ""
         return f"{self.configuration.name}{own}_seed{self.seed}"
+
+    @property
+    def teacher(self) -> Run:
+        """For a row of self-training, the run that trains its first teacher."""
+        return replace(self, row=replace(self.row, selftrain=None))
 
     @property
     def assignments(self) -> list[str]:
@@ -121,21 +123,12 @@ class Workplace:
     @cached_property
     def dataset(self) -> str:
         """DatasetXXX_Name"""
-        for variable in (nnUNet_raw, nnUNet_preprocessed, nnUNet_results):
-            if not variable.is_set():
-                raise UserError(f"The environment variable {variable.env_var_name} is not set: an experiment needs it.")
-        try:
-            name = maybe_convert_to_dataset_name(self.experiment.dataset)
-        except (RuntimeError, ValueError) as error:
-            raise UserError(f"No data set {self.experiment.dataset}: {error}") from error
-        if not Path(nnUNet_raw, name, "dataset.json").is_file():
-            raise UserError(f"{Path(nnUNet_raw, name, 'dataset.json')} does not exist: the data set is missing.")
-        return name
+        return find_dataset(self.experiment.dataset)
 
     @property
     def dataset_id(self) -> str:
         """As nnU-Net's commands take it."""
-        return str(int(self.dataset[len("Dataset") :][:3]))
+        return str(dataset_id(self.dataset))
 
     @property
     def raw(self) -> Path:
@@ -151,15 +144,7 @@ class Workplace:
 
     @cached_property
     def labeled_cases(self) -> dict[str, dict]:
-        """Case -> ``images`` (one file a channel) and ``label``, as nnU-Net finds them."""
-        if "dataset" in self.dataset_json:
-            return get_filenames_of_train_images_and_targets(str(self.raw), deepcopy(self.dataset_json))
-        # nnU-Net would start a pool of processes to list a folder
-        ending, images = self.dataset_json["file_ending"], {}
-        for file in sorted((self.raw / "imagesTr").glob(f"*{ending}")):
-            images.setdefault(file.name[: -len(ending) - len("_0000")], []).append(str(file))
-        labels = self.raw / "labelsTr"
-        return {case: {"images": files, "label": str(labels / f"{case}{ending}")} for case, files in images.items()}
+        return labeled_cases(self.raw)
 
     @property
     def folder(self) -> Path:
@@ -180,10 +165,25 @@ class Workplace:
         own = self.experiment.splits.test == IMAGES_TS
         return self.raw / "labelsTs" if own else self.preprocessed / "gt_segmentations"
 
-    def results(self, run: Run) -> Path:
-        """The folder of the fold that nnU-Net trains."""
-        model = f"{run.row.trainer}__{self.experiment.plans}__{run.derived_configuration}"
-        return Path(nnUNet_results, self.dataset, model, f"fold_{run.split}")
+    def source(self, run: Run) -> Model:
+        """What is trained on the data set itself; for a row of self-training, its first teacher."""
+        plans, configuration = self.experiment.plans, run.derived_configuration
+        return Model(self.dataset, plans, configuration, run.split, run.row.trainer)
+
+    def model(self, run: Run) -> Model | None:
+        """What the run is after; None while self-training has not made its last data set yet."""
+        if run.row.selftrain is None:
+            return self.source(run)
+        student = Student(self.source(run), run.row.selftrain.rounds, run.row.selftrain.ignore_uncertain)
+        dataset = student.find()
+        return student.model(dataset) if dataset else None
+
+    def home(self, run: Run) -> Path:
+        """Has the run's record, and its lock beside it: the folder of the fold that nnU-Net trains, but for
+        self-training, which trains several."""
+        if run.row.selftrain is None:
+            return self.source(run).folder
+        return self.folder / "selftrain" / run.name
 
     def log(self, run: Run) -> Path:
         return self.folder / "logs" / f"{run.name}.log"
@@ -194,16 +194,16 @@ class Workplace:
 
     def lock(self, run: Run) -> Path:
         """Beside the results, so that two experiments that share a run do not do it at once."""
-        folder = self.results(run)
+        folder = self.home(run)
         return folder.with_name(f"{folder.name}.lock")
 
     def predictions(self, run: Run) -> Path:
-        """Those on which it is compared: of the test cases, or of the fold's validation cases."""
-        return self.results(run) / ("test" if self.has_test else "validation")
+        """Those on which it is compared: of the test cases, or of the fold's validation cases, once it is trained."""
+        return self.home(run) / "test" if self.has_test else self.model(run).folder / "validation"
 
     def is_trained(self, run: Run) -> bool:
-        folder = self.results(run)
-        return (folder / CHECKPOINT).is_file() and (folder / "validation/summary.json").is_file()
+        model = self.model(run)
+        return model is not None and is_trained(model.folder)
 
     def is_tested(self, run: Run) -> bool:
         """nnU-Net's predictor writes the files one by one; this one is written after the last."""
@@ -218,6 +218,4 @@ class Workplace:
             return State.FAILED
         if self.is_trained(run):
             return State.TRAINED
-        folder = self.results(run)
-        some = any((folder / name).is_file() for name in (CHECKPOINT, *CHECKPOINTS_TO_GO_ON_FROM))
-        return State.BROKEN if some else State.WAITING
+        return State.BROKEN if is_begun(self.source(run).folder) else State.WAITING

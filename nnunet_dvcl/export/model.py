@@ -13,6 +13,7 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from torch import Tensor
 
+from nnunet_dvcl.device import find_device
 from nnunet_dvcl.errors import UserError
 from nnunet_dvcl.export.comparison import (
     Weights,
@@ -20,7 +21,6 @@ from nnunet_dvcl.export.comparison import (
     preprocessed_validation_cases,
     write_summary,
 )
-from nnunet_dvcl.plots.features import find_device
 from nnunet_dvcl.plots.results import TrainedFold, choose_checkpoints, find_folds, load_checkpoint
 
 NETWORKS = {"a": "A", "b": "B", "both": "AB"}

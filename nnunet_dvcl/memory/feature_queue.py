@@ -29,9 +29,13 @@ class FeatureQueue(nn.Module):
             self.register_buffer(_buffer(part), torch.zeros(capacity, width))
         self.register_buffer("cursor", torch.zeros((), dtype=torch.int64))
         self.register_buffer("count", torch.zeros((), dtype=torch.int64))
+        self._length: int | None = 0  # `count` on the host; None: not known
+        self.register_load_state_dict_post_hook(_forget_length)
 
     def __len__(self) -> int:
-        return int(self.count)
+        if self._length is None:
+            self._length = int(self.count)
+        return self._length
 
     @torch.no_grad()
     def push(self, **rows: Tensor) -> Tensor:
@@ -57,6 +61,7 @@ class FeatureQueue(nn.Module):
         for part, values in rows.items():
             buffer = self.get_buffer(_buffer(part))
             buffer[slots[kept]] = torch.where(finite, values[kept].detach().to(buffer), buffer[slots[kept]])
+        self._length = min(len(self) + n, self.capacity)
         self.cursor.copy_((self.cursor + n) % self.capacity)
         self.count.copy_((self.count + n).clamp(max=self.capacity))
         return slots
@@ -85,3 +90,7 @@ class FeatureQueue(nn.Module):
 
 def _buffer(part: str) -> str:
     return f"{part}_rows"
+
+
+def _forget_length(queue: FeatureQueue, _: object) -> None:
+    queue._length = None

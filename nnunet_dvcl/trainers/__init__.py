@@ -19,6 +19,7 @@ from nnunet_dvcl.trainers.nnUNetTrainerDVCL_losses import (
     nnUNetTrainerDVCL_SimCLR,
     nnUNetTrainerDVCL_SNCLR,
 )
+from nnunet_dvcl.trainers.nnUNetTrainerDVCL_Paper import nnUNetTrainerCPS_Paper, nnUNetTrainerDVCL_Paper
 from nnunet_dvcl.trainers.nnUNetTrainerSSL import nnUNetTrainerSSL
 from nnunet_dvcl.trainers.nnUNetTrainerSupervised import nnUNetTrainerSupervised
 
@@ -26,12 +27,14 @@ __all__ = [
     "nnUNetTrainerCL_VCL",
     "nnUNetTrainerCPS",
     "nnUNetTrainerCPS_HqCL",
+    "nnUNetTrainerCPS_Paper",
     "nnUNetTrainerDVCL",
     "nnUNetTrainerDVCL_InfoNCE",
     "nnUNetTrainerDVCL_LogLikelihood",
     "nnUNetTrainerDVCL_LogLikelihood_NPS",
     "nnUNetTrainerDVCL_LogLikelihood_SNCLRWeights",
     "nnUNetTrainerDVCL_NNCLR",
+    "nnUNetTrainerDVCL_Paper",
     "nnUNetTrainerDVCL_SNCLR",
     "nnUNetTrainerDVCL_SimCLR",
     "nnUNetTrainerDVCL_noNPS",

@@ -115,6 +115,8 @@ class nnUNetTrainerSupervised(nnUNetTrainer):
         return next(owner for owner in type(self).__mro__ if "build_network_architecture" in vars(owner))
 
     def on_train_start(self) -> None:
+        if not self.was_initialized:
+            self.initialize()
         self._check_stages()
         super().on_train_start()
         if self.local_rank == 0:

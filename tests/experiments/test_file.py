@@ -1,9 +1,23 @@
 """An experiment file means what it says, or says what is wrong."""
 
+from dataclasses import fields
+from pathlib import Path
+
 import pytest
 
+from nnunet_dvcl import trainers
+from nnunet_dvcl.config import check_ssl
 from nnunet_dvcl.errors import UserError
-from nnunet_dvcl.experiments.file import read_experiment
+from nnunet_dvcl.experiments.file import (
+    Configuration,
+    Experiment,
+    ReportOptions,
+    _NewSplits,
+    _RowEntry,
+    read_experiment,
+)
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_what_a_file_says(write):
@@ -61,6 +75,10 @@ def test_splits_that_are_there(write):
         ({"devices": ["gpu"]}, r"devices\[0\] is 'gpu', expected cpu, mps, cuda"),
         ({"trainers": [{"name": "x"}]}, r"The key trainers\[0\]\.trainer is missing"),
         ({"trainers": [{"trainer": "T", "set": {"batch_size": 2}}]}, "give it a name of its own"),
+        (
+            {"trainers": [{"trainer": "T", "name": "s", "selftrain": {"ignore_uncertain": 0.2}}]},
+            r"trainers\[0\]\.selftrain\.ignore_uncertain is 0\.2, expected a number of at least 0\.5",
+        ),
         ({"trainers": ["T", {"trainer": "U", "name": "T"}]}, "Two entries of trainers are called T"),
         ({"trainers": [{"trainer": "T", "labeled": ["30%"]}]}, "labeled: 30pct, but splits has 50pct, 100pct"),
         (
@@ -73,6 +91,25 @@ def test_splits_that_are_there(write):
 def test_what_cannot_be_is_named(write, changes, message):
     with pytest.raises(UserError, match=message):
         read_experiment(write(**changes))
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "experiments/examples").glob("*.yaml")), ids=lambda file: file.stem)
+def test_the_examples_are_experiments(file):
+    experiment = read_experiment(file)
+    assert len(experiment.seeds) == 3
+    assert experiment.report.baseline in {row.name for row in experiment.rows}
+    assert {row.trainer for row in experiment.rows} <= set(trainers.__all__)
+    for values in (part.values for part in (*experiment.configurations, *experiment.rows)):
+        check_ssl({key.removeprefix("ssl."): value for key, value in values if key.startswith("ssl.")})
+
+
+def test_the_page_of_the_keys_has_each_of_them():
+    page = (ROOT / "docs/reference/experiment-file.md").read_text()
+    for part in (Experiment, Configuration, _NewSplits, _RowEntry, ReportOptions):
+        for option in fields(part):
+            if "check" in option.metadata:
+                key = option.metadata["key"] or option.name
+                assert f"\n| `{key}` | " in page, key
 
 
 @pytest.mark.parametrize(("text", "message"), [("a: [", "not valid YAML"), ("- a", "must hold 'key: value' lines")])

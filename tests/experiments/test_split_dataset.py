@@ -35,6 +35,7 @@ def test_the_command_writes_what_nnunet_and_our_trainers_read(tiny_dataset, buil
     assert sorted(len(fold["val"]) for fold in folds) == [1, 2, 2]
     for number, fold in enumerate(folds):
         trainer = build_trainer(nnUNetTrainerCPS, fold=number)
+        trainer.initialize()
         assert trainer.do_split() == (fold["train"], fold["val"])
         assert (
             withheld_cases(str(tiny_dataset.preprocessed / "splits_final.json"), number, tiny_dataset.labeled)

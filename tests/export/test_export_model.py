@@ -254,3 +254,16 @@ def test_fold_all_has_no_validation_cases(train, tmp_path):
     with pytest.raises(UserError, match=r"Fold all trains on every case.*give --no-compare"):
         export_model(trainer.output_folder_base, "a", str(tmp_path / "out"), device="cpu")
     export_model(trainer.output_folder_base, "a", str(tmp_path / "out"), compare=False)
+
+
+def test_a_cascade_is_exported_without_the_comparison(cascade_dataset, build_trainer, tmp_path):
+    trainer = build_trainer(nnUNetTrainerCPS, "cascade_tiny")
+    trainer.initialize()
+    Path(trainer.output_folder_base, "plans.json").write_text(json.dumps(trainer.plans_manager.plans))
+    Path(trainer.output_folder_base, "dataset.json").write_text(json.dumps(trainer.dataset_json))
+    trainer.save_checkpoint(os.path.join(trainer.output_folder, "checkpoint_final.pth"))
+    with pytest.raises(UserError, match=r"predictions of the stage before\..*give --no-compare"):
+        export_model(trainer.output_folder_base, "b", str(tmp_path / "out"), device="cpu")
+    export_model(trainer.output_folder_base, "b", str(tmp_path / "out"), compare=False)
+    weights = load(tmp_path / "out/fold_0/checkpoint_final.pth")["network_weights"]
+    assert same(weights, trainer.companions["B"].state_dict())

@@ -4,7 +4,7 @@
 #
 #   NNUNET_DVCL_HIPPOCAMPUS=.../Dataset004_Hippocampus tests/integration/run.sh FOLDER [CASES [DATASET ...]]
 #
-# FOLDER    a new or empty folder for nnU-Net's three folders, predictions and logs
+# FOLDER    for nnU-Net's three folders, predictions and logs: a new one, or that of a run that was stopped
 # CASES     number of cases; default all 260
 # DATASET   of 996 997 998 999; default all
 # DEVICE (cpu), EPOCHS (2) and ITERATIONS (2) may be set in the environment.
@@ -23,22 +23,24 @@ export nnUNet_raw=$out/raw nnUNet_preprocessed=$out/preprocessed nnUNet_results=
 export nnUNet_compile=f nnUNet_def_n_proc=1 OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 mkdir -p "$nnUNet_raw" "$nnUNet_preprocessed" "$nnUNet_results" "$out/logs"
 
-# step NAME COMMAND ...: runs the command, logs its output, notes how long it took
+# step NAME COMMAND ...: runs the command, logs its output, notes how long it took; what is done is not done again
 step() {
-    local name=$1 start=$SECONDS
+    local name=$1 log=$out/logs/${dataset}_$1.txt start=$SECONDS
     shift
-    if ! "$@" > "$out/logs/${dataset}_$name.txt" 2>&1; then
-        tail -n 30 "$out/logs/${dataset}_$name.txt"
+    [ ! -e "$log.done" ] || return 0
+    if ! "$@" > "$log" 2>&1; then
+        tail -n 30 "$log"
         echo "$dataset $name FAILED: $*"
         exit 1
     fi
+    touch "$log.done"
     echo "$dataset,$name,$((SECONDS - start))" | tee -a "$out/seconds.csv"
 }
 
 there() {
     local file
     for file in "$@"; do
-        [ -s "$file" ] || { echo "$dataset: $file is missing or empty"; exit 1; }
+        [ -s "$file" ] || { echo "$dataset: $file is missing or empty"; return 1; }
     done
 }
 
@@ -46,7 +48,7 @@ there() {
 all_predicted() {
     local number
     number=$(find "$1" -maxdepth 1 -name "*.nii.gz" | wc -l)
-    [ "$number" -eq "$(find "$raw/imagesTs" -name "*.nii.gz" | wc -l)" ] || { echo "$dataset: $number in $1"; exit 1; }
+    [ "$number" -eq "$(find "$raw/imagesTs" -name "*.nii.gz" | wc -l)" ] || { echo "$dataset: $number in $1"; return 1; }
 }
 
 # configure NAME PARENT DIMENSIONS KEY=VALUE ...: a small network, a short training
@@ -68,8 +70,27 @@ configure() {
         ssl.validation_voxels=512
 }
 
+# of the predictions that the first stage has made for the second, the command makes one again
+predict_a_removed_one() {
+    local predicted
+    predicted=$(find "$model/fold_0/predicted_next_stage/3d_cascade_small" -name "*.b2nd" | sort | tail -n 1)
+    rm "$predicted"
+    nnunet_dvcl predict-next-stage -d "$dataset" -c 3d_lowres_small -f 0 -tr $trainer -device "$device"
+    there "$predicted"
+}
+
+# best KEY: what nnUNetv2_find_best_configuration has found
+best() {
+    python - "$results/inference_information.json" "$1" << 'PYTHON'
+import json, sys
+best = json.load(open(sys.argv[1]))["best_model_or_ensemble"]
+models = [model["configuration"] for model in best["selected_model_or_models"]]
+print(*(models if sys.argv[2] == "configurations" else [best[sys.argv[2]]]))
+PYTHON
+}
+
 run() {
-    local configuration fold options ensemble
+    local configuration fold options chosen plans
     step make python "$here/make_dataset.py" "$dataset" $([ "$cases" = all ] || echo "-n $cases")
     raw=$(echo "$nnUNet_raw/Dataset${dataset}"_*)
     results=$nnUNet_results/$(basename "$raw")
@@ -92,14 +113,7 @@ run() {
                 nnUNetv2_train "$dataset" "$configuration" "$fold" -tr $trainer --npz -device "$device"
             there "$model/fold_$fold"/{checkpoint_final.pth,validation/summary.json,progress.png,progress_ssl.png}
         done
-        if [ "$configuration" = 3d_lowres_small ]; then
-            predicted=$(find "$model/fold_0/predicted_next_stage/3d_cascade_small" -name "*.b2nd" | sort | tail -n 1)
-            there "$predicted"
-            rm "$predicted"
-            step predict_next_stage \
-                nnunet_dvcl predict-next-stage -d "$dataset" -c "$configuration" -f 0 -tr $trainer -device "$device"
-            there "$predicted"
-        fi
+        [ "$configuration" != 3d_lowres_small ] || step predict_next_stage predict_a_removed_one
     done
 
     step find_best_configuration \
@@ -114,14 +128,17 @@ run() {
             --save_probabilities "${options[@]}"
         all_predicted "$out/$dataset/$configuration"
     done
-    step ensemble nnUNetv2_ensemble -i "$out/$dataset/2d_small" "$out/$dataset/3d_fullres_small" \
-        -o "$out/$dataset/ensemble" -np 1
+    read -ra chosen <<< "$(best configurations)"
+    [ ${#chosen[@]} -eq 2 ] || chosen=(2d_small 3d_fullres_small)
+    step ensemble nnUNetv2_ensemble -i "${chosen[@]/#/$out/$dataset/}" -o "$out/$dataset/ensemble" -np 1
     all_predicted "$out/$dataset/ensemble"
-    ensemble=$(echo "$results"/ensembles/ensemble___*2d_small___*3d_fullres_small___*)
-    there "$ensemble"/{postprocessing.pkl,postprocessing.json,plans.json}
-    step apply_postprocessing nnUNetv2_apply_postprocessing -i "$out/$dataset/ensemble" -o "$out/$dataset/postprocessed" \
-        -pp_pkl_file "$ensemble/postprocessing.pkl" -plans_json "$ensemble/plans.json" \
-        -dataset_json "$ensemble/dataset.json" -np 1
+    # the postprocessing of the best, a configuration or an ensemble
+    read -ra chosen <<< "$(best configurations)"
+    [ ${#chosen[@]} -eq 1 ] || chosen=(ensemble)
+    plans=$(best some_plans_file)
+    step apply_postprocessing nnUNetv2_apply_postprocessing -i "$out/$dataset/${chosen[0]}" \
+        -o "$out/$dataset/postprocessed" -pp_pkl_file "$(best postprocessing_file)" \
+        -plans_json "$plans" -dataset_json "$(dirname "$plans")/dataset.json" -np 1
     all_predicted "$out/$dataset/postprocessed"
 }
 
