@@ -68,7 +68,7 @@ def describe(file: str, checkpoint: dict[str, Any]) -> str:
         lines = [file, *_training(checkpoint), "", *_parts(checkpoint)]
         if "ssl_state" in checkpoint:
             lines += ["", *_memories(checkpoint["ssl_state"]["memory"]), *_config(checkpoint["ssl_state"]["config"])]
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError) as error:
         raise UserError(f"{file} is no checkpoint of nnU-Net: {type(error).__name__}: {error}.") from error
     # nor may a terminal take a name for a command
     return "\n".join("".join(c if c.isprintable() else "?" for c in line) for line in lines)

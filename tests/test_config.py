@@ -20,6 +20,7 @@ SSL = TRAINING | {
     "unlabeled_batch_size": None,
     "consistency_weight": 0.1,
     "rampup_fraction": 1.0,
+    "unlabeled_folder": True,
     "ignored_as_unlabeled": True,
 }
 CPS = SSL | {"independent_intensities": False, "sequential_twins": False}
@@ -71,6 +72,7 @@ def test_every_key_can_be_overridden():
         "queue_capacity": 200,
         "independent_intensities": True,
         "sequential_twins": True,
+        "unlabeled_folder": False,
         "ignored_as_unlabeled": False,
     }
     assert asdict(from_ssl(other)) == other
@@ -126,7 +128,9 @@ def test_whole_numbers_from_0(key, value):
     assert f"ssl.{key} is {value!r}, expected a whole number of at least 0" in str(error.value)
 
 
-@pytest.mark.parametrize("key", ["independent_intensities", "sequential_twins", "ignored_as_unlabeled"])
+@pytest.mark.parametrize(
+    "key", ["independent_intensities", "sequential_twins", "unlabeled_folder", "ignored_as_unlabeled"]
+)
 @pytest.mark.parametrize("value", [0, 1, 2.0, "true", None, [True], {}])
 def test_true_or_false(key, value):
     assert [getattr(from_ssl({key: flag}), key) for flag in (True, False)] == [True, False]

@@ -7,7 +7,7 @@ import zipfile
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
@@ -211,6 +211,8 @@ PLACES += [("ssl_state", key) for key in STATE] + [("network_weights",), ("loggi
 
 
 @settings(max_examples=100, deadline=None)
+@example(place=("logging", "dice_per_class_or_region"), value=torch.ones(2))  # no truth value
+@example(place=("_best_ema",), value=10**400)  # no float
 @given(place=st.sampled_from(PLACES), value=VALUES)
 def test_any_plain_values_are_described_or_refused(place, value):
     checkpoint = {

@@ -53,7 +53,8 @@ def get_unlabeled_dataset(
         scans = _preprocessed_scans(preprocessor, folders, log)
         check_scans_have_no_label(scans, labeled, folders.unlabeled)
     if not scans and not withheld:
-        raise UserError(_no_unlabeled_case(folders, dataset_json, fold, sorted(labeled)))
+        hint = "" if use_folder else "ssl.unlabeled_folder is false, so the scans of imagesTr_unlabeled do not count. "
+        raise UserError(hint + _no_unlabeled_case(folders, dataset_json, fold, sorted(labeled)))
     log(f"Unlabeled cases: {len(scans)} of imagesTr_unlabeled, {len(withheld)} of the split with their labels withheld")
     sources = [(folders.unlabeled, scans), (folders.labeled, withheld)]
     return UnlabeledDataset(

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 import math
 import re
 from collections.abc import Callable
@@ -199,16 +200,18 @@ def _splits(values: dict, where: str) -> SplitOptions:
     return SplitOptions(**options, num_folds=new.folds)
 
 
-Values = tuple[tuple[str, Any], ...]
-"""Assignments as for ``nnunet_dvcl configure``: key and value."""
+Values = tuple[tuple[str, str], ...]
+"""Assignments as for ``nnunet_dvcl configure``: key, and value as JSON, which unlike a list is hashable."""
 
 
 def _values(value: Any, where: str) -> Values:
-    values = tuple(_mapping(lambda entry, _: entry)(value, where).items())
-    for key, _ in values:
-        if key == "ssl.seed":
-            raise UserError(f"{where} has ssl.seed: name the seeds under the key seeds.")
-    return values
+    values = _mapping(lambda entry, _: entry)(value, where)
+    if "ssl.seed" in values:
+        raise UserError(f"{where} has ssl.seed: name the seeds under the key seeds.")
+    try:
+        return tuple((key, json.dumps(entry)) for key, entry in values.items())
+    except TypeError as error:  # a date, for instance
+        raise UserError(f"{where} has a value that JSON cannot hold: {error}.") from error
 
 
 @dataclass(frozen=True)

@@ -63,7 +63,7 @@ def measure(
         total = {"Dice": 2 * tp + fp + fn, "Jaccard": tp + fp + fn}
         values[organ] = {name: overlap[name] / total[name] if total[name] else math.nan for name in overlap}
         if ignored is not None:
-            true, predicted = true & ~ignored, predicted & ~ignored
+            predicted = predicted & ~ignored
         values[organ] |= _surface_metrics(true, predicted, spacing, tolerance)
         values[organ] |= {"voxels": tp + fn, "predicted": tp + fp}
     return values

@@ -128,7 +128,7 @@ def uses_unlabeled(run: Run) -> bool:
 def uses_folder(run: Run) -> bool:
     """Whether it takes the scans of ``imagesTr_unlabeled``."""
     values = dict([*run.configuration.values, *run.row.values])
-    return run.row.selftrain is not None or (uses_unlabeled(run) and values.get(UNLABELED_FOLDER_KEY, True))
+    return run.row.selftrain is not None or (uses_unlabeled(run) and values.get(UNLABELED_FOLDER_KEY) != "false")
 
 
 # ---------------------------------------------------------------- preprocessed data

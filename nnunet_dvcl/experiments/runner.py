@@ -134,8 +134,8 @@ class Runner:
                 if self.jobs:
                     time.sleep(_POLL)
         finally:
-            for job in self.jobs:
-                _stop(job.process)
+            _stop(*(job.process for job in self.jobs))
+            for job in list(self.jobs):
                 self._end(job)
             self.bar.close()
         self._conclude()
@@ -275,15 +275,23 @@ def _start(command: Command, variables: dict[str, str], log, pass_fds: Sequence[
     )
 
 
-def _stop(process: subprocess.Popen) -> None:
-    """Ends a command and all that it has started, at first with the chance to clean up."""
-    with suppress(ProcessLookupError, PermissionError):
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGTERM)
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(_PATIENCE)
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+def _stop(*processes: subprocess.Popen) -> None:
+    """Ends commands and all that they have started, at first with the chance to clean up."""
+    running = [process for process in processes if process.poll() is None]
+    _signal(running, signal.SIGTERM)
+    deadline = time.monotonic() + _PATIENCE
+    for process in running:
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(max(0.0, deadline - time.monotonic()))
+    _signal(processes, signal.SIGKILL)
+    for process in processes:
+        process.wait()
+
+
+def _signal(processes: Sequence[subprocess.Popen], number: int) -> None:
+    for process in processes:
+        with suppress(ProcessLookupError, PermissionError):  # nobody is left in its group
+            os.killpg(process.pid, number)
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from enum import Enum
@@ -71,7 +70,7 @@ class Run:
     def assignments(self) -> list[str]:
         """What makes its configuration, as for ``nnunet_dvcl configure``."""
         values = [*self.configuration.values, *self.row.values, ("ssl.seed", self.seed)]
-        return [f"{key}={json.dumps(value)}" for key, value in values]
+        return [f"{key}={value}" for key, value in values]
 
 
 def split_numbers(experiment: Experiment) -> dict[tuple[str, int], int]:

@@ -2,7 +2,6 @@
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 
 class ClassBank(nn.Module):
@@ -49,7 +48,7 @@ class ClassBank(nn.Module):
         classes = classes.where(features.isfinite().all(1), -1)
         if len(features) == 0:
             return
-        one_hot = F.one_hot(classes + 1, self.num_classes + 1)[:, 1:]  # [n, C], a zero row for class -1
+        one_hot = (classes[:, None] == torch.arange(self.num_classes, device=classes.device)).long()  # [n, C]
         arrived = one_hot.sum(0)  # [C]
         position = (one_hot.cumsum(0) - 1).gather(1, classes.clamp(min=0)[:, None])[:, 0]  # [n], place within the class
         kept = (classes >= 0) & (position >= (arrived - self.capacity)[classes])

@@ -14,9 +14,9 @@ WITHHELD = {"train": ["case_0", "case_1"], "val": ["case_5"], "unlabeled": ["cas
 def get(tiny_dataset):
     """Get the unlabeled data set; ``get.log`` is what was logged."""
 
-    def call(fold=0, configuration="3d_tiny"):
+    def call(fold=0, configuration="3d_tiny", **options):
         managers = tiny_dataset.managers(configuration)
-        return get_unlabeled_dataset(*managers, tiny_dataset.dataset_json, fold, 1, call.log.append)
+        return get_unlabeled_dataset(*managers, tiny_dataset.dataset_json, fold, 1, call.log.append, **options)
 
     call.log = []
     return call
@@ -46,6 +46,16 @@ def test_withheld_cases_alone(tiny_dataset, get):
     tiny_dataset.write_splits(WITHHELD)
     assert get(configuration="2d_tiny").identifiers == ["case_2", "case_3"]
     assert not (tiny_dataset.preprocessed / "nnUNetPlans_2d_unlabeled").exists()
+
+
+def test_the_folder_may_be_left_out(tiny_dataset, get):
+    tiny_dataset.write_splits(WITHHELD)
+    assert get(use_folder=False).identifiers == ["case_2", "case_3"]
+    assert not (tiny_dataset.preprocessed / "nnUNetPlans_3d_fullres_unlabeled").exists()
+    with pytest.raises(
+        UserError, match=r"ssl\.unlabeled_folder is false, so the scans of imagesTr_unlabeled do not count"
+    ):
+        get("all", use_folder=False)
 
 
 def test_preprocessed_once(get):

@@ -1,6 +1,8 @@
 """An experiment file means what it says, or says what is wrong."""
 
+import json
 from dataclasses import fields
+from datetime import date
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,7 @@ from nnunet_dvcl.experiments.file import (
     _RowEntry,
     read_experiment,
 )
+from nnunet_dvcl.experiments.runs import all_runs
 
 ROOT = Path(__file__).parents[2]
 
@@ -25,7 +28,7 @@ def test_what_a_file_says(write):
     assert (experiment.name, experiment.dataset, experiment.plans) == ("trial", "901", "nnUNetPlans")
     (configuration,) = experiment.configurations
     assert (configuration.name, configuration.base) == ("2d_small", "2d_tiny")
-    assert dict(configuration.values) == {"batch_size": 3, "ssl.num_epochs": 2}
+    assert dict(configuration.values) == {"batch_size": "3", "ssl.num_epochs": "2"}
     assert [(a.name, a.share, a.count) for a in experiment.splits.labeled] == [
         ("50pct", 0.5, None),
         ("100pct", 1, None),
@@ -34,6 +37,14 @@ def test_what_a_file_says(write):
     assert experiment.seeds == (0, 2)
     assert experiment.devices == ("cuda:0", "cuda:0")
     assert experiment.report.tolerance == 2
+
+
+def test_runs_can_be_keys_whatever_their_values(write):
+    values = {"patch_size": [16, 16], "architecture.arch_kwargs.features_per_stage": [4, 8, 16]}
+    configurations = {"2d_small": {"from": "2d_tiny", "set": values}}
+    runs = all_runs(read_experiment(write(configurations=configurations)))
+    assert len(set(runs)) == len(runs)
+    assert runs[0].assignments[0] == "patch_size=[16, 16]"
 
 
 def test_plain_configurations_and_counts(write):
@@ -71,6 +82,7 @@ def test_splits_that_are_there(write):
         ({"configurations": {"small": {"set": {"batch_size": 2}}}}, "key from has to name a configuration"),
         ({"configurations": {"a__b": {}}}, "expected a name of letters"),
         ({"configurations": {"2d": {"from": "2d", "set": {"ssl.seed": 1}}}}, "name the seeds under the key seeds"),
+        ({"configurations": {"a": {"from": "2d", "set": {"x": date(2024, 1, 1)}}}}, "value that JSON cannot hold"),
         ({"seeds": [0, True]}, r"seeds\[1\] is True, expected a whole number of at least 0"),
         ({"devices": ["gpu"]}, r"devices\[0\] is 'gpu', expected cpu, mps, cuda"),
         ({"trainers": [{"name": "x"}]}, r"The key trainers\[0\]\.trainer is missing"),
@@ -100,7 +112,7 @@ def test_the_examples_are_experiments(file):
     assert experiment.report.baseline in {row.name for row in experiment.rows}
     assert {row.trainer for row in experiment.rows} <= set(trainers.__all__)
     for values in (part.values for part in (*experiment.configurations, *experiment.rows)):
-        check_ssl({key.removeprefix("ssl."): value for key, value in values if key.startswith("ssl.")})
+        check_ssl({key.removeprefix("ssl."): json.loads(value) for key, value in values if key.startswith("ssl.")})
 
 
 def test_the_page_of_the_keys_has_each_of_them():

@@ -177,6 +177,16 @@ def test_without_test_cases_the_folds_together_are_the_cases(trial, tiny_dataset
     assert "validation cases of each fold; there are no test cases" in markdown(here, cases, results)
 
 
+def test_a_seed_that_lacks_a_fold_does_not_count(trial):
+    """Its cases would be missing in its mean."""
+    here = trial(splits={**TEST, "use": [0, 1]})
+    run = all_runs(here.experiment)[-1]
+    assert (run.fold, run.seed) == (1, 1)
+    (here.predictions(run) / "experiment_run.json").unlink()
+    ((base, row),) = collect(here, read_cases(here)).groups.values()
+    assert (base.seeds, row.seeds) == ((0, 1), (0,))
+
+
 def test_the_csv_of_the_cases_is_complete(trial, tmp_path):
     here = trial(seeds=[0])
     main(["experiment", "report", str(here.experiment.file), "-o", str(tmp_path)])

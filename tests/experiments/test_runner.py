@@ -32,6 +32,7 @@ def test_the_runs_of_a_file(place):
     here = place(seeds=[0, 1], splits={"labeled": ["50%", "100%"], "folds": 3, "use": [0, 2]})
     runs = all_runs(here.experiment)
     assert len(runs) == len({run.name for run in runs}) == 2 * 2 * (2 + 1)
+    assert runs[-1].assignments == ["batch_size=3", "ssl.num_epochs=2", "ssl.seed=1"]
     assert runs[0].name == "nnUNetTrainer__2d_small__50pct__fold0__seed0"
     assert {(r.amount.name, r.fold): r.split for r in runs} == {
         ("50pct", 0): 0, ("50pct", 2): 1, ("100pct", 0): 2, ("100pct", 2): 3,
@@ -42,7 +43,8 @@ def test_the_runs_of_a_file(place):
     }
 
 
-def test_a_whole_experiment_and_nothing_twice(place, fakes, tiny_dataset):
+def test_a_whole_experiment_and_nothing_twice(place, fakes, tiny_dataset, monkeypatch):
+    monkeypatch.setenv("nnUNet_n_proc_DA", "5")
     here = place(environment={"OWN": 7})
     assert run_experiment(here) == 0
     assert fakes.calls == [
@@ -115,6 +117,7 @@ def test_a_failure_costs_only_its_run_and_is_shown(place, fakes, capsys):
     assert run_experiment(here) == 0
     assert fakes.calls == ["train 901 2d_small_DVCL_seed0 0 -tr nnUNetTrainerDVCL -p nnUNetPlans -device cpu --c"]
     assert set(states(here).values()) == {"finished"}
+    assert not list(here.folder.rglob("*.failed"))
 
 
 def test_a_training_that_only_lacks_its_validation_is_only_validated(place, fakes):
@@ -175,27 +178,55 @@ def test_a_lock_lives_as_long_as_a_child_that_has_it(tmp_path):
     assert not is_held(tmp_path / "lock")
 
 
-def test_stopping_ends_the_trainings(place, fakes, write):
+@pytest.fixture
+def started(place, fakes, write):
+    """``experiment run`` of two trainings that take a minute: the command, and the trainings' process ids."""
     place()
-    fakes.let("2d_small_seed0", f"echo $$ > {fakes.folder}/pid; sleep 60")
+    action = f"trap 'touch {fakes.folder}/ended.$5; exit 1' TERM; echo $$ > {fakes.folder}/pid.$5; sleep 60 & wait"
+    fakes.let("2d_small_seed0", action)
     code = (
         "import sys; from nnunet_dvcl.experiments import commands; from nnunet_dvcl.cli import main; "
         f"commands.sysconfig.get_path = lambda _: {str(fakes.folder)!r}; sys.exit(main(sys.argv[1:]))"
     )
-    process = subprocess.Popen(
-        [sys.executable, "-c", code, "experiment", "run", str(write(trainers="nnUNetTrainer"))],
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-    )  # fmt: skip
-    pid = fakes.folder / "pid"
-    while not (pid.exists() and pid.read_text().strip()):
-        assert process.poll() is None, process.stdout.read()
-        time.sleep(0.05)
+    file = write(trainers=["nnUNetTrainer", "nnUNetTrainerSupervised"], devices=["cpu", "cpu"])
+    command = [sys.executable, "-c", code, "experiment", "run", str(file)]
+
+    def pids() -> list[int]:
+        return [int(text) for file in fakes.folder.glob("pid.*") if (text := file.read_text().strip())]
+
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        while len(pids()) < 2:
+            assert process.poll() is None, process.stdout.read()
+            time.sleep(0.05)
+        yield process, pids()
+        process.kill()
+
+
+def test_stopping_ends_the_trainings_which_can_clean_up(started, fakes):
+    process, trainings = started
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=20)
     assert process.returncode == 130, output
     assert "Stopped. Called again, this command goes on." in output
-    with pytest.raises(ProcessLookupError):
-        os.kill(int(pid.read_text()), 0)
+    assert len(list(fakes.folder.glob("ended.*"))) == 2
+    for training in trainings:
+        with pytest.raises(ProcessLookupError):
+            os.kill(training, 0)
+
+
+def test_a_killed_runner_leaves_the_runs_to_their_trainings(started, place):
+    """Nobody else starts the same training beside it."""
+    process, trainings = started
+    process.kill()
+    process.wait()
+    here = place(trainers=["nnUNetTrainer", "nnUNetTrainerSupervised"])
+    assert list(states(here).values())[:2] == ["running", "running"]
+    for training in trainings:
+        os.killpg(training, signal.SIGKILL)
+    deadline = time.monotonic() + 10
+    while "running" in states(here).values() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert set(states(here).values()) == {"waiting"}
 
 
 # ---------------------------------------------------------------- what is refused

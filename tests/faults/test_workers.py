@@ -129,7 +129,7 @@ def test_a_worker_tells_what_it_could_not_read(loader, folder, capfd):
     with pytest.raises(UserError, match="If it printed an error, that is the reason"):
         _draw_until_it_fails(augmenter)
     printed = capfd.readouterr()
-    assert f"unlabeled case {folder}/scan_" in printed.out + printed.err
+    assert f"preprocessed case {folder}/scan_" in printed.out + printed.err
 
 
 def test_training_stops_with_the_name_of_the_case(start, folder):

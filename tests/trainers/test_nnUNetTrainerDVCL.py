@@ -111,7 +111,7 @@ def test_everything_the_issue_names_is_logged(start):
     assert keys == {
         *("supervised_A", "supervised_B", "cps", "hqcl", "dvcl", "total", "rampup", "agreement"),
         *("unreliable_A", "unreliable_B", "threshold_A", "threshold_B", "bank_fill", "queue_fill"),
-        *("relevant_neighbors", "outlier_queries"),
+        *("relevant_neighbors", "outlier_queries", "skipped_steps"),
         *("gradient_cps", "gradient_hqcl", "gradient_dvcl"),
     }
 

@@ -163,3 +163,12 @@ def test_resolved_values_are_in_the_log(build_trainer):
     trainer.initialize()
     line = next(line for line in Path(trainer.log_file).read_text().splitlines() if "nnUNetTrainerDVCL uses" in line)
     assert json.loads(line[line.index("{") :])["num_neighbors"] == 3
+
+
+def test_the_folder_of_scans_may_be_left_out(tiny_dataset, start):
+    split = {"train": ["case_0", "case_1"], "val": ["case_5"], "unlabeled": ["case_3"]}
+    tiny_dataset.write_splits(split)
+    for use, expected in ((True, {"case_3", *tiny_dataset.scans}), (False, {"case_3"})):
+        trainer = start(nnUNetTrainerCPS, fold=0, unlabeled_folder=use)
+        log = Path(trainer.log_file).read_text()
+        assert f"{len(expected) - 1} of imagesTr_unlabeled, 1 of the split" in log

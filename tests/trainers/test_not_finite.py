@@ -131,6 +131,13 @@ def test_an_epoch_is_told_by_its_good_steps(spoil):
     assert logging["ssl/skipped_steps"] == [2.0, 0.0]
     assert Path(trainer.log_file).read_text().count("steps were skipped") == 1
 
+    trainer.current_epoch = 2
+    trainer.count_step(1.0, {"cps": math.inf})
+    trainer.on_train_epoch_end([{**outputs[0], "skipped_steps": 1.0}, outputs[0]])
+    assert "WARNING: 1 of 2 steps were skipped, because the loss was not finite: cps." in (
+        Path(trainer.log_file).read_text()
+    )
+
 
 def test_an_epoch_without_a_good_step(spoil):
     trainer, switch = spoil(nnUNetTrainerDVCL, "train", "unlabeled")

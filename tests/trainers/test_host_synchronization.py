@@ -1,0 +1,65 @@
+"""What makes a GPU wait for the host in a step: counted on the CPU by the operations that would do so."""
+
+from collections import Counter
+from itertools import repeat
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from nnunet_dvcl.trainers import nnUNetTrainerCPS, nnUNetTrainerCPS_HqCL, nnUNetTrainerDVCL
+
+_READ_BY_HOST = {"aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "aten::is_nonzero"}
+_INDEXED = {"aten::index", "aten::index_put_", "aten::_index_put_impl_"}
+
+
+class HostReads(TorchDispatchMode):
+    """Counts operations whose result the host needs before it can go on: a value, or the size of a selection."""
+
+    def __init__(self):
+        super().__init__()
+        self.counted: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.name().split(".")[0]
+        by_mask = name in _INDEXED and any(
+            isinstance(leaf, torch.Tensor) and leaf.dtype == torch.bool for leaf in tree_leaves(args[1])
+        )
+        if name in _READ_BY_HOST or by_mask:
+            self.counted[name] += 1
+        return function(*args, **(kwargs or {}))
+
+
+# whether the gradients are finite: asked on a CPU only, on a GPU the grad scaler knows
+UPDATE = {"aten::_local_scalar_dense": 1}
+# how many unreliable voxels there are, once a network
+QUERIES = {"aten::index": 2}
+
+
+@pytest.mark.parametrize(
+    ("trainer_class", "expected"),
+    [(nnUNetTrainerCPS, UPDATE), (nnUNetTrainerCPS_HqCL, UPDATE), (nnUNetTrainerDVCL, UPDATE | QUERIES)],
+)
+def test_a_step_reads_no_more_than_this(start, trainer_class, expected):
+    trainer = start(trainer_class, "2d_tiny")
+    batch = next(trainer.dataloader_train)
+    trainer.dataloader_unlabeled = repeat(next(trainer.dataloader_unlabeled))  # the loader computes on the host
+    trainer.train_step(batch)
+    with HostReads() as reads:
+        trainer.train_step(batch)
+    assert reads.counted == expected
+
+
+def test_the_count_sees_what_it_is_for():
+    rows, mask = torch.arange(4.0), torch.tensor([True, False, True, False])
+    with HostReads() as reads:
+        rows[mask]
+        rows[mask] = 0.0
+        rows.sum().item()
+        mask.nonzero()
+        rows[torch.tensor([0, 1])]
+    assert reads.counted["aten::_local_scalar_dense"] == 1
+    assert reads.counted["aten::index"] == 1
+    assert reads.counted["aten::index_put_"] + reads.counted["aten::_index_put_impl_"] >= 1
+    assert reads.counted["aten::nonzero"] >= 1
