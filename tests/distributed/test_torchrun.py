@@ -89,7 +89,7 @@ def _run_machines(number: int, environment: dict[str, str], folder: Path) -> lis
     command = [
         *(sys.executable, "-m", "torch.distributed.run", "--nnodes", str(number), "--nproc_per_node", "1"),
         *("--rdzv_backend", "c10d", "--rdzv_endpoint", f"127.0.0.1:{port}", "--rdzv_id", "test"),
-        *("--local_addr", "127.0.0.1", "--max_restarts", "1"),
+        *("--local_addr", "127.0.0.1", "--max_restarts", "3"),
         *("-m", "nnunet_dvcl.train", "901", "2d_tiny", "0", "-tr", "nnUNetTrainerKilledOnce", "-device", "cpu"),
     ]
     logs = [folder / f"machine_{machine}.log" for machine in range(number)]
