@@ -2,8 +2,7 @@
 
 import multiprocessing
 import os
-import threading
-import time
+import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -16,6 +15,7 @@ from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
 from nnunet_dvcl.data.dataset import UnlabeledDataset
+from nnunet_dvcl.data.processes import exit_with_parent
 from nnunet_dvcl.errors import UserError
 
 _WORKERS_VARIABLE = "nnUNet_n_proc_DA"
@@ -54,7 +54,7 @@ class UnlabeledLoader(nnUNetDataLoader):
         """Each worker process calls it first."""
         super().set_thread_id(thread_id)
         if multiprocessing.parent_process() is not None:
-            _exit_with(os.getppid())
+            exit_with_parent()
 
 
 class Workers(NonDetMultiThreadedAugmenter):
@@ -65,11 +65,13 @@ class Workers(NonDetMultiThreadedAugmenter):
         try:
             return super().__next__()
         except RuntimeError as error:
-            ends = ", ".join(str(worker.exitcode) for worker in workers if worker.exitcode)
+            ends = {worker.exitcode for worker in workers if worker.exitcode}
+            ends = ends - {-signal.SIGTERM} or ends  # the others are told to stop, at last so
             raise UserError(
-                f"An augmentation worker of the unlabeled scans is no longer alive (exit status {ends or 0}). If it "
-                "printed an error, that is the reason. Otherwise the system ended it, most likely because the memory "
-                f"was full: use fewer workers ({_WORKERS_VARIABLE}). Go on with --c."
+                "An augmentation worker of the unlabeled scans is no longer alive (exit status "
+                f"{', '.join(map(str, ends)) or 0}). If it printed an error, that is the reason. Otherwise the system "
+                f"ended it, most likely because the memory was full: use fewer workers ({_WORKERS_VARIABLE}). Go on "
+                "with --c."
             ) from error
 
 
@@ -134,14 +136,3 @@ def stop_augmenter(augmenter: Augmenter | None) -> None:
 
 def _removes_padding(transform: BasicTransform) -> bool:
     return isinstance(transform, RemoveLabelTansform) and transform.label_value == -1
-
-
-def _exit_with(parent: int) -> None:
-    """A worker of a killed training would make batches for nobody, forever."""
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()

@@ -4,6 +4,7 @@ import itertools
 import multiprocessing
 import os
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, as_completed, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -29,7 +30,7 @@ def in_processes(function: Callable[..., Result], tasks: Iterable[tuple], num_pr
     if num_processes <= 1:
         yield from itertools.starmap(function, tasks)
         return
-    pool = ProcessPoolExecutor(num_processes, multiprocessing.get_context("spawn"), initializer=_exit_with_parent)
+    pool = ProcessPoolExecutor(num_processes, multiprocessing.get_context("spawn"), initializer=exit_with_parent)
     try:
         waiting = set()
         for task in tasks:
@@ -47,11 +48,16 @@ def in_processes(function: Callable[..., Result], tasks: Iterable[tuple], num_pr
         pool.shutdown(cancel_futures=True)
 
 
-def _exit_with_parent() -> None:
-    """A worker of a killed parent would wait for work forever, and hold its memory."""
+def exit_with_parent() -> None:
+    """Called in a worker: one of a killed parent would wait for work forever, or make it for nobody."""
+    parent = multiprocessing.parent_process()
 
     def wait_for_parent() -> None:
-        multiprocessing.parent_process().join()
+        if multiprocessing.get_start_method() == "fork":  # forked siblings keep open what `join` waits for
+            while os.getppid() == parent.pid:
+                time.sleep(1)
+        else:
+            parent.join()
         os._exit(1)
 
     threading.Thread(target=wait_for_parent, daemon=True).start()

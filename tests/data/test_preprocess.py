@@ -146,7 +146,7 @@ def test_kill_9_and_resume(tiny_dataset):
 
 
 def test_dead_worker(tiny_dataset, monkeypatch):
-    monkeypatch.setattr(processes, "_exit_with_parent", functools.partial(os._exit, 1))
+    monkeypatch.setattr(processes, "exit_with_parent", functools.partial(os._exit, 1))
     with pytest.raises(UserError, match=r"(?s)memory.*fewer workers"):
         run(num_processes=2)
 

@@ -57,15 +57,35 @@ def test_killed_worker_ends_the_training_with_an_error(loader, killed):
     assert set(multiprocessing.active_children()) == before
 
 
+def test_a_worker_that_has_to_be_stopped_by_force_is_not_the_reason(loader, monkeypatch):
+    """One may be killed with the lock that another waits for."""
+    augmenter = start_augmenter(loader, 2, pin_memory=False)
+    first, second = augmenter._processes
+    os.kill(second.pid, signal.SIGSTOP)
+    finish = augmenter._finish
+
+    def finish_with_force(timeout=10, force=False) -> None:
+        os.kill(second.pid, signal.SIGTERM)
+        os.kill(second.pid, signal.SIGCONT)
+        finish(timeout, force)
+
+    monkeypatch.setattr(augmenter, "_finish", finish_with_force)
+    os.kill(first.pid, signal.SIGKILL)
+    with pytest.raises(UserError, match=r"\(exit status -9\)"):
+        _draw_until_it_fails(augmenter)
+    assert second.exitcode == -signal.SIGTERM
+
+
 def test_workers_end_with_a_killed_training(loader):
     """They hold the pipe's other end: it closes with the last of them."""
     reading, writing = os.pipe()
 
     def train() -> None:
         os.close(reading)
-        start_augmenter(loader, 2, pin_memory=False)
+        augmenter = start_augmenter(loader, 2, pin_memory=False)
         os.write(writing, b"started")
         time.sleep(60)
+        del augmenter  # which would end them
 
     training = multiprocessing.get_context("fork").Process(target=train)
     training.start()
