@@ -12,7 +12,7 @@ from batchgenerators.utilities.file_and_folder_operations import load_json
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_dvcl.config import check_ssl
-from nnunet_dvcl.data.folders import check_name, find_plans_file
+from nnunet_dvcl.data.folders import check_configuration, check_name, find_plans_file
 from nnunet_dvcl.data.previous_stage import check_previous_stage
 from nnunet_dvcl.data.storage import write_json
 from nnunet_dvcl.errors import UserError
@@ -47,7 +47,8 @@ def configure(
         raise UserError("Nothing to change: give KEY=VALUE, for instance batch_size=2, or a --preset.")
     plans_file = find_plans_file(dataset_name_or_id, plans_identifier)
     plans = load_json(plans_file)
-    _check_names(plans, configuration, name)
+    check_configuration(plans_identifier, plans["configurations"], configuration)
+    _check_names(plans["configurations"], configuration, name)
     parent = PlansManager(deepcopy(plans)).get_configuration(configuration).configuration
     derived = {"inherits_from": configuration}
     for assignment in assignments:
@@ -65,10 +66,7 @@ def configure(
     return plans_file
 
 
-def _check_names(plans: dict, configuration: str, name: str) -> None:
-    existing = plans["configurations"]
-    if configuration not in existing:
-        raise UserError(f"The plans have no configuration {configuration}. They have: {', '.join(existing)}.")
+def _check_names(existing: dict, configuration: str, name: str) -> None:
     # nnU-Net names its results folders TRAINER__PLANS__CONFIGURATION
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name) or "__" in name:
         raise UserError(f"{name!r} is no name for a configuration: use letters, digits, '_', '-', '.', and no '__'.")

@@ -17,7 +17,7 @@ from batchgenerators.utilities.file_and_folder_operations import load_json
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_dvcl import trainers
-from nnunet_dvcl.data.folders import find_plans_file
+from nnunet_dvcl.data.folders import check_configuration, find_plans_file
 from nnunet_dvcl.errors import UserError
 
 GIB = 2**30
@@ -60,9 +60,7 @@ def estimate(
         raise UserError(f"No trainer {trainer_name} here: nnunet_dvcl trainers lists them.")
     plans_file = find_plans_file(dataset_name_or_id, plans_identifier)
     plans, dataset_json = load_json(plans_file), load_json(str(Path(plans_file).with_name("dataset.json")))
-    if configuration not in plans["configurations"]:
-        known = ", ".join(plans["configurations"])
-        raise UserError(f"{plans_file} has no configuration {configuration}. It has: {known}.")
+    check_configuration(plans_identifier, plans["configurations"], configuration)
     manager = PlansManager(deepcopy(plans)).get_configuration(configuration)
     patch_size = list(manager.patch_size)
     small, medium = small_patch_sizes(patch_size, manager.pool_op_kernel_sizes)

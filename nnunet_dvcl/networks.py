@@ -41,6 +41,10 @@ def full_resolution(output: Tensor | list[Tensor]) -> Tensor:
     return output[0] if isinstance(output, (list, tuple)) else output
 
 
+# True in the second run of `run_again_for_gradients`
+_runs_again: ContextVar[bool] = ContextVar("runs_again", default=False)
+
+
 class FeatureTap:
     """Keeps the input of the last segmentation layer, [B, F, *S], of the latest forward in training mode.
 
@@ -91,9 +95,6 @@ def run_again_for_gradients(network: nn.Module, image: Tensor) -> Tensor | list[
     The second run has the random numbers of the first. Running statistics count the batch once, taps see it once.
     """
     return checkpoint(network, image, use_reentrant=False, context_fn=lambda: (nullcontext(), _SecondRun(network)))
-
-
-_runs_again: ContextVar[bool] = ContextVar("runs_again", default=False)
 
 
 class _SecondRun:

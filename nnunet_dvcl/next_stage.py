@@ -20,6 +20,7 @@ from torch import nn
 from tqdm import tqdm
 
 from nnunet_dvcl import distributed
+from nnunet_dvcl.config import SSLConfig
 from nnunet_dvcl.data import UnlabeledDataset, get_unlabeled_dataset
 from nnunet_dvcl.data.folders import DatasetFolders, find_plans_file
 from nnunet_dvcl.data.messages import bullet_list
@@ -36,7 +37,7 @@ from nnunet_dvcl.data.storage import HIDDEN_FOLDER, remove_leftovers, whole_file
 from nnunet_dvcl.device import find_device
 from nnunet_dvcl.errors import UserError
 from nnunet_dvcl.networks import unwrap
-from nnunet_dvcl.plots.results import choose_checkpoints, find_trained
+from nnunet_dvcl.trained import choose_checkpoints, find_trained
 
 
 def predict_next_stage(
@@ -126,8 +127,8 @@ def predict_unlabeled(
         )
 
     for stage in stages:
-        ssl = plans_manager.get_configuration(stage.next_stage).configuration.get("ssl", {})
-        use_folder = ssl.get("unlabeled_folder", True)
+        next_configuration = plans_manager.get_configuration(stage.next_stage).configuration
+        use_folder = SSLConfig.from_plans(next_configuration).unlabeled_folder
         cases = unlabeled(configuration, use_folder, before)
         _predict_stage(predictor, stage, cases, unlabeled(stage.next_stage, use_folder), num_processes, log)
     return [stage.unlabeled for stage in stages]

@@ -12,6 +12,7 @@ from unittest import mock
 
 import numpy as np
 import pytest
+from small_values import SMALL
 from thread_pools import threads_for_processes
 
 NAME = "Dataset901_Tiny"
@@ -26,19 +27,6 @@ LABEL_MODES = {
     "ignore": {"labels": _LABELS | {"ignore": IGNORED}},
     "regions": {"labels": _REGIONS, "regions_class_order": [1, 2]},
     "regions + ignore": {"labels": _REGIONS | {"ignore": IGNORED}, "regions_class_order": [1, 2]},
-}
-SMALL = {
-    "num_epochs": 2,
-    "num_iterations_per_epoch": 2,
-    "num_val_iterations_per_epoch": 1,
-    "seed": 0,
-    "feature_dim": 8,
-    "num_anchors": 16,
-    "num_negatives": 8,
-    "bank_capacity": 64,
-    "num_queries": 32,
-    "queue_capacity": 128,
-    "outlier_neighbors": 20,
 }
 
 

@@ -4,22 +4,12 @@ import json
 
 import pytest
 import torch
+from small_values import SMALL
 
 from nnunet_dvcl.cli import main
 from nnunet_dvcl.errors import UserError
 from nnunet_dvcl.footprint import Footprint, estimate, peak_bytes, small_patch_sizes
 from nnunet_dvcl.trainers import nnUNetTrainerDVCL
-
-SMALL = {
-    "seed": 0,
-    "feature_dim": 8,
-    "num_anchors": 16,
-    "num_negatives": 8,
-    "bank_capacity": 64,
-    "num_queries": 32,
-    "queue_capacity": 128,
-    "outlier_neighbors": 20,
-}
 
 
 def _with_patch(tiny, configuration: str, patch_size: list[int]) -> None:

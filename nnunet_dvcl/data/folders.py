@@ -1,5 +1,6 @@
 """Where nnU-Net keeps a data set, and where its unlabeled scans live beside it."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from os.path import basename, isdir, isfile, join
 
@@ -84,6 +85,13 @@ def find_plans_file(dataset_name_or_id: str, plans_identifier: str) -> str:
             missing = join(root, name, file)
             raise UserError(f"{missing} does not exist: run nnUNetv2_plan_and_preprocess -d {dataset_name_or_id}.")
     return join(root, name, f"{plans_identifier}.json")
+
+
+def check_configuration(plans: str, known: Iterable[str], configuration: str) -> None:
+    """``UserError`` unless the plans of this name have the configuration; names those that they have."""
+    known = list(known)
+    if configuration not in known:
+        raise UserError(f"The plans {plans} have no configuration {configuration}. They have: {', '.join(known)}.")
 
 
 def check_name(name: object, what: str) -> None:

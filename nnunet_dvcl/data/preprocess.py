@@ -11,7 +11,7 @@ from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from tqdm import tqdm
 
-from nnunet_dvcl.data.folders import DatasetFolders, find_plans_file
+from nnunet_dvcl.data.folders import DatasetFolders, check_configuration, find_plans_file
 from nnunet_dvcl.data.images import BadImage, check_images
 from nnunet_dvcl.data.manifest import is_current, preprocessing_settings, write_manifest
 from nnunet_dvcl.data.messages import bullet_list
@@ -66,11 +66,8 @@ def preprocess_unlabeled(
     """
     plans_file = find_plans_file(dataset_name_or_id, plans_identifier)
     plans_manager, dataset_json = PlansManager(plans_file), load_json(join(dirname(plans_file), "dataset.json"))
-    if configuration not in plans_manager.available_configurations:
-        raise UserError(
-            f"The plans {plans_identifier} of {plans_manager.dataset_name} have no configuration {configuration}. They "
-            f"have: {', '.join(plans_manager.available_configurations)}."
-        )
+    plans = f"{plans_identifier} of {plans_manager.dataset_name}"
+    check_configuration(plans, plans_manager.available_configurations, configuration)
     configuration_manager = plans_manager.get_configuration(configuration)
     folders = DatasetFolders.of(plans_manager, configuration_manager)
     if folders.raw is None:

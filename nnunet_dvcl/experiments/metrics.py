@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from nnunet_dvcl.data.storage import write_json
 from nnunet_dvcl.errors import UserError
-from nnunet_dvcl.plots.results import organ_names
+from nnunet_dvcl.trained import organ_names
 
 METRICS = ("Dice", "Jaccard", "HD95", "NSD")
 """Shares in [0, 1], but HD95 in mm."""

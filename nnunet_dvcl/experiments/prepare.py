@@ -15,6 +15,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_dvcl import trainers
 from nnunet_dvcl.configure import configure
+from nnunet_dvcl.data.folders import check_configuration
 from nnunet_dvcl.data.messages import bullet_list
 from nnunet_dvcl.data.raw import find_unlabeled_images
 from nnunet_dvcl.data.storage import complete_cases, write_json
@@ -27,7 +28,7 @@ from nnunet_dvcl.experiments.runs import RECORD, Run, Workplace, all_runs, split
 from nnunet_dvcl.experiments.selftrain import refuse_semi_supervised
 from nnunet_dvcl.experiments.split_dataset import SPLITS_FILE, TEST_FILE, check_scans, read_case_classes
 from nnunet_dvcl.experiments.splits import Splits, group_by, make_splits
-from nnunet_dvcl.plots.results import organ_names
+from nnunet_dvcl.trained import organ_names
 
 UNLABELED_FOLDER_KEY = "ssl.unlabeled_folder"
 
@@ -149,9 +150,7 @@ def _preprocess(place: Workplace, call: Callable[[Command, str], None]) -> None:
         return
     manager = PlansManager(load_json(str(plans_file)))
     for base in bases:
-        if base not in manager.available_configurations:
-            known = ", ".join(manager.available_configurations)
-            raise UserError(f"The plans {plans} have no configuration {base}. They have: {known}.")
+        check_configuration(plans, manager.available_configurations, base)
         if manager.get_configuration(base).previous_stage_name is not None:
             raise UserError(f"{base} is the second stage of a cascade, which an experiment does not support yet.")
     labeled = set(place.labeled_cases)

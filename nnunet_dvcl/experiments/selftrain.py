@@ -24,6 +24,7 @@ from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from tqdm import tqdm
 
+from nnunet_dvcl.data.folders import check_configuration
 from nnunet_dvcl.data.raw import find_unlabeled_images
 from nnunet_dvcl.data.splits import check_scans_have_no_label, withheld_cases
 from nnunet_dvcl.data.storage import complete_cases, write_json
@@ -211,11 +212,7 @@ class _Source:
                 f"{plans_file} does not exist: run nnUNetv2_plan_and_preprocess -d {dataset_id(self.teacher.dataset)}."
             )
         known = PlansManager(str(plans_file)).available_configurations
-        if self.teacher.configuration not in known:
-            raise UserError(
-                f"The plans {self.teacher.plans} have no configuration {self.teacher.configuration}. They have: "
-                f"{', '.join(known)}."
-            )
+        check_configuration(self.teacher.plans, known, self.teacher.configuration)
         if not self.unlabeled_images:
             raise UserError(
                 f"Fold {self.teacher.fold} of {self.teacher.dataset} has no unlabeled case: put scans into "

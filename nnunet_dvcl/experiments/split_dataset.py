@@ -22,7 +22,7 @@ from nnunet_dvcl.data.raw import find_unlabeled_images
 from nnunet_dvcl.data.storage import write_json
 from nnunet_dvcl.errors import UserError
 from nnunet_dvcl.experiments.splits import Splits, group_by, make_splits
-from nnunet_dvcl.plots.results import organ_names
+from nnunet_dvcl.trained import organ_names
 
 SPLITS_FILE = "splits_final.json"
 TEST_FILE = "test_cases.json"

@@ -21,7 +21,7 @@ from nnunet_dvcl.export.comparison import (
     preprocessed_validation_cases,
     write_summary,
 )
-from nnunet_dvcl.plots.results import TrainedFold, choose_checkpoints, find_folds, load_checkpoint
+from nnunet_dvcl.trained import TrainedFold, choose_checkpoints, find_folds, load_checkpoint
 
 NETWORKS = {"a": "A", "b": "B", "both": "AB"}
 """What can be exported -> the networks, each of which becomes a fold."""

@@ -14,7 +14,7 @@ from matplotlib.ticker import MaxNLocator
 from nnunet_dvcl.errors import UserError
 from nnunet_dvcl.plots.figures import curve_styles, draw_curve, plain_style, save_picture, set_log_scale
 from nnunet_dvcl.plots.panels import Panel, group
-from nnunet_dvcl.plots.results import TrainedFold, distinct_labels, find_folds, load_checkpoint
+from nnunet_dvcl.trained import TrainedFold, distinct_labels, find_folds, load_checkpoint
 
 HEADER = ("trainer", "configuration", "plans", "fold", "key", "organ", "epoch", "value")
 DICE, MEAN_DICE, SSL = "dice_per_class_or_region", "mean_fg_dice", "ssl/"

@@ -24,7 +24,8 @@ from nnunet_dvcl.labels import labels_of
 from nnunet_dvcl.networks import FeatureHead, unwrap
 from nnunet_dvcl.plots.cases import choose_cases, load_cases
 from nnunet_dvcl.plots.figures import COLORS, MARKERS, plain_style, save_picture
-from nnunet_dvcl.plots.results import (
+from nnunet_dvcl.plots.voxels import DrawnVoxels, FeatureNetwork, draw_features
+from nnunet_dvcl.trained import (
     TrainedFold,
     choose_checkpoints,
     class_names,
@@ -33,7 +34,6 @@ from nnunet_dvcl.plots.results import (
     read_dataset_json,
     short_name,
 )
-from nnunet_dvcl.plots.voxels import DrawnVoxels, FeatureNetwork, draw_features
 
 HEADER = ("trainer", "checkpoint", "case", "x", "y", "organ", "predicted", "reliable", "entropy")
 _TURNS = 8  # in which markers are drawn, so that no class covers the others

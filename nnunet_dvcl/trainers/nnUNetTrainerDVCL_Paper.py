@@ -42,9 +42,9 @@ class PaperProtocol(nnUNetTrainerSupervised):
                 f"-p {self.plans_manager.plans_name} --name 3d_paper --preset paper"
             )
 
-    def configure_optimizers(self):
+    def configure_optimizers(self, *stage):
         if self.config.optimizer != "sgd":
-            return super().configure_optimizers()
+            return super().configure_optimizers(*stage)
         optimizer = torch.optim.SGD(
             self.network.parameters(), self.initial_lr, momentum=0.9, weight_decay=self.weight_decay
         )

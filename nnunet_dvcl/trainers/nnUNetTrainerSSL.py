@@ -107,7 +107,7 @@ class nnUNetTrainerSSL(nnUNetTrainerSupervised):
     # ---------------------------------------------------------------- set-up
 
     def initialize(self) -> None:
-        self._refuse_unsupported()
+        self._refuse_the_base()
         super().initialize()
         self.labels = labels_of(self.label_manager)
         self.iteration = 0
@@ -122,7 +122,7 @@ class nnUNetTrainerSSL(nnUNetTrainerSupervised):
         if len(self.companions):
             self.optimizer.add_param_group({"params": list(self.companions.parameters())})
 
-    def _refuse_unsupported(self) -> None:
+    def _refuse_the_base(self) -> None:
         name = type(self).__name__
         if type(self).ssl_terms is nnUNetTrainerSSL.ssl_terms:
             raise NotImplementedError(f"{name} is the base of the methods: train with one, e.g. nnUNetTrainerDVCL.")

@@ -7,8 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, distributed
+from torch import Tensor
 from torch.optim import Optimizer
+
+from nnunet_dvcl import distributed
 
 MOST_SKIPPED_IN_A_ROW = 50  # then training stops
 
@@ -28,11 +30,7 @@ def update(loss: Tensor, optimizer: Optimizer, grad_scaler, clip_gradients: Call
     Returns:
         [] bool: whether the loss was finite, in all processes.
     """
-    finite = loss.detach().isfinite()
-    if distributed.is_available() and distributed.is_initialized():  # all processes skip, or none
-        finite = finite.to(torch.uint8)
-        distributed.all_reduce(finite, distributed.ReduceOp.MIN)
-        finite = finite.bool()
+    finite = distributed.total((~loss.detach().isfinite()).float()) == 0  # all processes skip, or none
     # a loss that is not finite may have finite gradients: now they are nan too
     loss = loss * torch.where(finite, 1.0, math.nan)
     if grad_scaler is None:

@@ -6,24 +6,12 @@ from typing import Any
 
 import ranks
 import torch
+from small_values import SMALL
 
 from nnunet_dvcl.data import preprocess_unlabeled
 
 Jobs = dict[str, tuple[str, dict[str, Any]]]  # name of the job -> name of the function, arguments
 
-SMALL = {
-    "num_epochs": 2,
-    "num_iterations_per_epoch": 2,
-    "num_val_iterations_per_epoch": 1,
-    "seed": 0,
-    "feature_dim": 8,
-    "num_anchors": 16,
-    "num_negatives": 8,
-    "bank_capacity": 64,
-    "num_queries": 32,
-    "queue_capacity": 128,
-    "outlier_neighbors": 20,
-}
 # Draws that take everything leave nothing to chance: two ranks and one then compute the same. The terms weigh as much
 # as the supervised loss, else their gradients would hide in its rounding.
 EVERYTHING = SMALL | {

@@ -8,7 +8,8 @@ from unittest import mock
 import pytest
 import ranks
 import torch
-from jobs import SMALL, given
+from jobs import given
+from small_values import SMALL
 
 from nnunet_dvcl import distributed
 

@@ -12,24 +12,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from small_values import SMALL
 
 ROOT = Path(__file__).parents[2]
 NNUNET_DVCL = "import sys; from nnunet_dvcl.cli import main; sys.exit(main())"
 # fold 0 has unlabeled cases from both sources: scan_0 to scan_2, and these two
 FOLD_0 = {"train": ["case_0", "case_1", "case_2"], "val": ["case_5"], "unlabeled": ["case_3", "case_4"]}
-SHORT = {
-    "num_epochs": 2,
-    "num_iterations_per_epoch": 2,
-    "num_val_iterations_per_epoch": 1,
-    "seed": 0,
-    "feature_dim": 8,
-    "num_anchors": 16,
-    "num_negatives": 8,
-    "bank_capacity": 64,
-    "num_queries": 32,
-    "queue_capacity": 128,
-    "outlier_neighbors": 20,
-}
 
 
 @dataclass(frozen=True)
@@ -61,7 +49,7 @@ class Commands:
 
     def configure(self, name: str, parent: str = "3d_tiny", **ssl: float | str | None) -> None:
         """``nnunet_dvcl configure``, as its entry point runs it."""
-        assignments = [f"ssl.{key}={value}" for key, value in (SHORT | ssl).items()]
+        assignments = [f"ssl.{key}={value}" for key, value in (SMALL | ssl).items()]
         self.run(
             *(sys.executable, "-c", NNUNET_DVCL, "configure"), "-d", "901", "-c", parent, "--name", name, *assignments
         )

@@ -10,14 +10,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from small_values import SMALL
 
 from nnunet_dvcl.cli import main
 from tests.conftest import read_image
-from tests.end_to_end.conftest import ROOT, SHORT
+from tests.end_to_end.conftest import ROOT
 
 pytestmark = pytest.mark.slow
 
-SHORT_VALUES = {f"ssl.{key}": value for key, value in SHORT.items() if key != "seed"} | {"ssl.num_epochs": 1}
+SHORT_VALUES = {f"ssl.{key}": value for key, value in SMALL.items() if key != "seed"} | {"ssl.num_epochs": 1}
 
 
 @pytest.fixture

@@ -10,26 +10,13 @@ import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+from small_values import SMALL
 from torch import Tensor, nn
 
 from nnunet_dvcl.networks import full_resolution, unwrap
 
 STEPS = 25
-SHORT = {
-    "initial_lr": 0.02,
-    "num_epochs": 2,
-    "num_iterations_per_epoch": STEPS,
-    "num_val_iterations_per_epoch": 1,
-    "seed": 0,
-    "feature_dim": 8,
-    "num_anchors": 16,
-    "num_negatives": 8,
-    "bank_capacity": 64,
-    "num_queries": 32,
-    "queue_capacity": 128,
-    "outlier_neighbors": 20,
-    "validation_voxels": 200,
-}
+SHORT = SMALL | {"initial_lr": 0.02, "num_iterations_per_epoch": STEPS, "validation_voxels": 200}
 """The first of two epochs is trained; the second is where a resumed training goes on."""
 
 Build = Callable[..., nnUNetTrainer]

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from benchmarks.compare import peak_bytes_of
+from nnunet_dvcl.footprint import peak_bytes
 from nnunet_dvcl.trainers import nnUNetTrainerCPS, nnUNetTrainerDVCL
 
 
@@ -119,6 +119,6 @@ def test_sequential_twins_keep_the_activations_of_one_network(start):
         trainer = start(nnUNetTrainerCPS, **ssl)
         batch = next(trainer.dataloader_train)
         trainer.train_step(batch)
-        return peak_bytes_of(lambda: trainer.train_step(batch), torch.device("cpu"))
+        return peak_bytes(lambda: trainer.train_step(batch))
 
     assert kept(sequential_twins=True) < 0.75 * kept()

@@ -1,6 +1,6 @@
 import pytest
 
-from nnunet_dvcl.plots.results import class_names, distinct_labels, find_folds
+from nnunet_dvcl.trained import class_names, distinct_labels, find_folds
 
 
 def test_classes_are_background_and_what_is_painted():
