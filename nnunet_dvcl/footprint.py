@@ -92,7 +92,7 @@ def small_patch_sizes(patch_size: list[int], strides: list[list[int]]) -> tuple[
     def times(factors: tuple[int, ...]) -> list[int]:
         return [int(min(size, factor * n)) for size, factor, n in zip(patch_size, factors, least, strict=True)]
 
-    few, more = ((2, 2, 2), (4, 4, 2)) if len(patch_size) == 3 else ((2, 2), (4, 4))
+    few, more = ((2, 2, 2), (4, 4, 2)) if len(patch_size) == 3 else ((4, 4), (8, 8))
     return times(few), times(more)
 
 
@@ -107,6 +107,7 @@ def measure(trainer_class: type, plans: dict, configuration: str, dataset_json: 
     batch = _noise(trainer, manager.batch_size, trainer._get_deep_supervision_scales())
     for _ in range(2):
         trainer.train_step(batch)
+    trainer.iteration = 0  # the first step of an epoch takes most: it looks at the gradient of each term
     step = peak_bytes(lambda: trainer.train_step(batch))
     parameters = list(itertools.chain.from_iterable(group["params"] for group in trainer.optimizer.param_groups))
     state = [value for values in trainer.optimizer.state.values() for value in values.values()]

@@ -58,6 +58,8 @@ class nnUNetTrainerCPS_HqCL(nnUNetTrainerCPS):
         """How hard each term pulls at the decoder's last features, in the first step of an epoch; nan in the others."""
         if self._do_i_compile():  # a compiled network has no path from its features to its logits
             return
+        if self.config.sequential_twins:  # each gradient would run the networks again and hold all they compute
+            return
         weighted = {name: term.weight * term.value for name, term in terms.items()}
         supervised = sum(weighted.pop(f"supervised_{name}") for name in self.taps)
         if self.iteration % self.num_iterations_per_epoch == 0:

@@ -110,15 +110,18 @@ def test_sequential_twins_are_trained_the_same(start, trainer_class, configurati
         trained.append((outputs, [_parameters(network) for network in trainer.students().values()]))
     (outputs, joint), (outputs_sequential, sequential) = trained
     for one, other in zip(outputs, outputs_sequential, strict=True):
-        assert other == pytest.approx(one, rel=1e-4, nan_ok=True)
+        assert {key for key in one if key not in other} == {key for key in one if "gradient_" in key}
+        assert other == pytest.approx({key: one[key] for key in other}, rel=1e-4, nan_ok=True)
     torch.testing.assert_close(sequential, joint, rtol=1e-4, atol=1e-6)
 
 
-def test_sequential_twins_keep_the_activations_of_one_network(start):
+@pytest.mark.parametrize(("trainer_class", "share"), [(nnUNetTrainerCPS, 0.75), (nnUNetTrainerDVCL, 0.8)])
+def test_sequential_twins_keep_the_activations_of_one_network(start, trainer_class, share):
     def kept(**ssl) -> int:
-        trainer = start(nnUNetTrainerCPS, **ssl)
+        trainer = start(trainer_class, **ssl)
         batch = next(trainer.dataloader_train)
         trainer.train_step(batch)
+        trainer.iteration = 0  # the first step of an epoch, which takes most
         return peak_bytes(lambda: trainer.train_step(batch))
 
-    assert kept(sequential_twins=True) < 0.75 * kept()
+    assert kept(sequential_twins=True) < share * kept()
