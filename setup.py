@@ -72,7 +72,9 @@ setup(
         "torch>=2.1.2",
         "tqdm>=4.66",
     ],
-    extras_require={"test": ["faiss-cpu", "hypothesis", "pytest>=7", "pytest-xdist", "ruff", "setuptools>=70.1"]},
+    extras_require={
+        "test": ["faiss-cpu", "hypothesis", "pytest>=7", "pytest-timeout", "pytest-xdist", "ruff", "setuptools>=70.1"]
+    },
     packages=find_packages(include=["nnunet_dvcl*"]),
     # Said explicitly, it makes the editable install one line with this folder's path; setuptools would otherwise add an
     # import finder, which costs time at every start of Python.

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from batchgenerators.dataloading.nondet_multi_threaded_augmenter import NonDetMultiThreadedAugmenter
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2, nnUNetDatasetNumpy
 
 from nnunet_dvcl.data import (
@@ -18,6 +19,7 @@ from nnunet_dvcl.data import (
     preprocess_unlabeled,
     start_augmenter,
 )
+from nnunet_dvcl.data.loader import Workers
 from nnunet_dvcl.errors import UserError
 from nnunet_dvcl.trainers import nnUNetTrainerDVCL
 
@@ -57,23 +59,22 @@ def test_killed_worker_ends_the_training_with_an_error(loader, killed):
     assert set(multiprocessing.active_children()) == before
 
 
-def test_a_worker_that_has_to_be_stopped_by_force_is_not_the_reason(loader, monkeypatch):
-    """One may be killed with the lock that another waits for."""
-    augmenter = start_augmenter(loader, 2, pin_memory=False)
-    first, second = augmenter._processes
-    os.kill(second.pid, signal.SIGSTOP)
-    finish = augmenter._finish
+@pytest.mark.parametrize("exit_signals", [(signal.SIGKILL, signal.SIGTERM), (signal.SIGTERM, signal.SIGKILL)])
+def test_a_worker_that_has_to_be_stopped_by_force_is_not_the_reason(monkeypatch, exit_signals):
+    """A worker may be killed with the lock that another waits for."""
+    augmenter = Workers(data_loader=None, transform=None, num_processes=2)
+    augmenter._processes = [multiprocessing.get_context("fork").Process(target=signal.pause) for _ in exit_signals]
+    for worker, exit_signal in zip(augmenter._processes, exit_signals, strict=True):
+        worker.start()
+        os.kill(worker.pid, exit_signal)
+        worker.join()
 
-    def finish_with_force(timeout=10, force=False) -> None:
-        os.kill(second.pid, signal.SIGTERM)
-        os.kill(second.pid, signal.SIGCONT)
-        finish(timeout, force)
+    def fail(_) -> None:
+        raise RuntimeError("One or more background workers are no longer alive.")
 
-    monkeypatch.setattr(augmenter, "_finish", finish_with_force)
-    os.kill(first.pid, signal.SIGKILL)
+    monkeypatch.setattr(NonDetMultiThreadedAugmenter, "__next__", fail)
     with pytest.raises(UserError, match=r"\(exit status -9\)"):
-        _draw_until_it_fails(augmenter)
-    assert second.exitcode == -signal.SIGTERM
+        next(augmenter)
 
 
 def test_workers_end_with_a_killed_training(loader):
