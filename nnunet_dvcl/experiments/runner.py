@@ -84,10 +84,11 @@ def _call(place: Workplace, command: Command, name: str) -> None:
     log = place.folder / "logs" / f"{name}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     print(f"$ {command}\n  log: {log}", flush=True)
-    # nnU-Net's planner cannot do with 0 workers
-    variables = {k: v for k, v in place.experiment.environment.items() if k != "nnUNet_n_proc_DA"}
+    variables = environment("", place.experiment.threads, place.experiment.environment)
+    if variables.get("nnUNet_n_proc_DA") == "0":  # nnU-Net's planner cannot do with 0 workers
+        del variables["nnUNet_n_proc_DA"]
     with open(log, "ab") as output:
-        process = _start(command, environment("", place.experiment.threads, variables), output)
+        process = _start(command, variables, output)
     try:
         status = process.wait()
     finally:

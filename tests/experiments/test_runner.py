@@ -12,6 +12,7 @@ import pytest
 from nnunet_dvcl.cli import main
 from nnunet_dvcl.errors import UserError
 from nnunet_dvcl.experiments import runner
+from nnunet_dvcl.experiments.commands import Command
 from nnunet_dvcl.experiments.lock import Lock, is_held
 from nnunet_dvcl.experiments.runner import run_experiment
 from nnunet_dvcl.experiments.runs import State, all_runs
@@ -41,6 +42,16 @@ def test_the_runs_of_a_file(place):
         "2d_small_DVCL_seed0",
         "2d_small_DVCL_seed1",
     }
+
+
+@pytest.mark.parametrize("said_by", ["shell", "file"])
+@pytest.mark.parametrize(("workers", "seen"), [("0", False), ("5", True)])
+def test_nnunets_planner_never_has_zero_workers(place, monkeypatch, said_by, workers, seen):
+    monkeypatch.setenv("nnUNet_n_proc_DA", workers if said_by == "shell" else "3")
+    here = place(environment={"nnUNet_n_proc_DA": workers} if said_by == "file" else {})
+    runner._call(here, Command("env"), "plan")
+    log = (here.folder / "logs" / "plan.log").read_text().splitlines()
+    assert [line for line in log if line.startswith("nnUNet_n_proc_DA")] == [f"nnUNet_n_proc_DA={workers}"] * seen
 
 
 def test_a_whole_experiment_and_nothing_twice(place, fakes, tiny_dataset, monkeypatch):
