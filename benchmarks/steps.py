@@ -114,11 +114,13 @@ def contrast_over_dense_head(size: Size, device: torch.device, repeats: int) -> 
 def _contrast(trainer, size: Size):
     """The contrastive terms on kept outputs of the networks, and their gradients: a function without arguments."""
     step = kept_step(trainer, size)
-    voxels = {name: trainer._select(step, name) for name in trainer.taps}
+    voxels = {name: trainer._select(step, name, trainer.taps[name].pop()) for name in trainer.taps}
     leaves = {name: v.features.detach().requires_grad_() for name, v in voxels.items()}
     voxels = {name: v._replace(features=leaves[name]) for name, v in voxels.items()}
 
     def contrast() -> dict[str, float]:
+        for leaf in (*leaves.values(), *step.logits.values()):
+            leaf.grad = None
         if isinstance(trainer, _DenseHead):
             trainer.dense = {}
         terms = trainer.contrastive_terms(step, voxels)

@@ -12,6 +12,8 @@ from torch._dynamo import OptimizedModule
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
+from nnunet_dvcl.gathering import with_dense_gradient
+
 
 def unwrap(network: nn.Module) -> nn.Module:
     """The network itself, without DistributedDataParallel and torch.compile around it."""
@@ -41,6 +43,13 @@ def full_resolution(output: Tensor | list[Tensor]) -> Tensor:
     return output[0] if isinstance(output, (list, tuple)) else output
 
 
+def ready_to_gather(output: Tensor | list[Tensor]) -> Tensor | list[Tensor]:
+    """The same output, with a full resolution that `gather_rows` can take rows of."""
+    if isinstance(output, (list, tuple)):
+        return [with_dense_gradient(output[0]), *output[1:]]
+    return with_dense_gradient(output)
+
+
 # True in the second run of `run_again_for_gradients`
 _runs_again: ContextVar[bool] = ContextVar("runs_again", default=False)
 
@@ -49,15 +58,23 @@ class FeatureTap:
     """Keeps the input of the last segmentation layer, [B, F, *S], of the latest forward in training mode.
 
     Register it before the first compiled forward, else ``torch.compile`` does not see it.
+
+    Args:
+        network: a U-Net.
+        compiled: whether the network will be compiled: it then has no path from these features to its output.
     """
 
-    def __init__(self, network: nn.Module):
+    def __init__(self, network: nn.Module, compiled: bool = False):
+        self.compiled = compiled
         self._features: Tensor | None = None
         last_segmentation_layer(network).register_forward_pre_hook(self._keep)
 
-    def _keep(self, layer: nn.Module, inputs: tuple[Any, ...]) -> None:
-        if layer.training and not _runs_again.get():
-            self._features = inputs[0]
+    def _keep(self, layer: nn.Module, inputs: tuple[Any, ...]) -> Tensor | None:
+        if not layer.training or _runs_again.get():
+            return None
+        # within an eager network, the gradient of the layer is there for that of the rows to be added to
+        self._features = inputs[0] if self.compiled else with_dense_gradient(inputs[0])
+        return self._features
 
     def pop(self) -> Tensor:
         """Hands the features over, once.
@@ -68,7 +85,7 @@ class FeatureTap:
         features, self._features = self._features, None
         if features is None:
             raise RuntimeError("no features: the network was not run in training mode since the last call")
-        return features
+        return with_dense_gradient(features) if self.compiled else features
 
 
 @torch.no_grad()

@@ -1,6 +1,5 @@
-"""Which voxels take part: the entropy split (ESM), draws of voxels, and the gathering of their rows."""
+"""Which voxels take part: the entropy split (ESM) and draws of voxels."""
 
-import math
 from collections.abc import Callable
 
 import torch
@@ -134,17 +133,3 @@ def draw_voxels(
     """
     index, drawn = draw_per_class(mask.flatten().long() - 1, 1, count, generator, places)
     return index[0, drawn[0]]
-
-
-def gather_rows(volume: Tensor, index: Tensor) -> Tensor:
-    """The rows of single voxels, without a copy of the whole volume.
-
-    Args:
-        volume: [B, F, *S].
-        index: int64 of any shape, into the B·prod(S) voxels, batch first.
-
-    Returns:
-        [*index.shape, F]; the gradient flows to the gathered voxels.
-    """
-    voxels = math.prod(volume.shape[2:])
-    return volume.flatten(2)[index // voxels, :, index % voxels]

@@ -1,4 +1,4 @@
-"""Entropy split (Eq. 5-6), drawing voxels, gathering rows."""
+"""Entropy split (Eq. 5-6), drawing voxels."""
 
 import itertools
 import math
@@ -8,7 +8,7 @@ import pytest
 import torch
 from naive_pseudo_labels import naive_split
 
-from nnunet_dvcl.sampling import draw_per_class, draw_voxels, gather_rows, split_by_entropy
+from nnunet_dvcl.sampling import draw_per_class, draw_voxels, split_by_entropy
 
 # 0.1 % and 99.9 % quantiles of chi-square with 19 degrees of freedom: the seeds are fixed, so these never flake.
 CHI2_19 = (5.41, 43.82)
@@ -187,39 +187,3 @@ def test_drawn_voxels_are_uniform_over_subsets():
     g = seeded()
     draws = [draw_voxels(mask, 3, g).tolist() for _ in range(4000)]
     assert_every_subset_equally_likely(draws, list(itertools.combinations(members, 3)))
-
-
-# --------------------------------------------------------------------------- gather_rows
-
-
-@pytest.mark.parametrize("space", [(7,), (4, 5), (2, 3, 4)])
-def test_gathered_rows_are_the_voxels_batch_by_batch(space):
-    volume = torch.randn(2, 3, *space, generator=seeded())
-    size = math.prod(space)
-    index = torch.randint(2 * size, (4, 5), generator=seeded())
-    rows = gather_rows(volume, index)
-    assert rows.shape == (4, 5, 3)
-    for i, j in itertools.product(range(4), range(5)):
-        batch, voxel = divmod(int(index[i, j]), size)
-        assert rows[i, j].tolist() == volume[batch].flatten(1)[:, voxel].tolist()
-
-
-def test_gathering_fits_the_flat_order_of_labels_and_masks():
-    labels = torch.randint(0, 4, (2, 3, 4, 5), generator=seeded())
-    one_hot = torch.nn.functional.one_hot(labels, 4).movedim(-1, 1).float()
-    index, mask = draw_per_class(labels.flatten(), 4, 6, seeded())
-    rows = gather_rows(one_hot, index)
-    assert torch.equal(rows.argmax(-1)[mask], torch.arange(4)[:, None].expand(4, 6)[mask])
-
-
-def test_gathering_takes_channels_last_volumes_and_empty_indices():
-    volume = torch.randn(2, 3, 4, 5, generator=seeded())
-    index = torch.arange(40)
-    assert torch.equal(gather_rows(volume.to(memory_format=torch.channels_last), index), gather_rows(volume, index))
-    assert gather_rows(volume, index[:0]).shape == (0, 3)
-
-
-def test_gathering_carries_the_gradient_to_the_voxels_it_took():
-    volume = torch.zeros(2, 3, 4, requires_grad=True)
-    gather_rows(volume, torch.tensor([1, 6, 6])).sum().backward()
-    assert volume.grad.sum(1).tolist() == [[0, 3, 0, 0], [0, 0, 6, 0]]

@@ -5,6 +5,8 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from nnunet_dvcl.gathering import to_dense
+
 
 def relative_gradients(
     terms: Mapping[str, Tensor],
@@ -35,5 +37,5 @@ def _squared_norm(value: Tensor, features: Sequence[Tensor], scale: float) -> Te
     if not value.requires_grad:
         return torch.zeros((), device=value.device)
     gradients = torch.autograd.grad(value * scale, features, retain_graph=True, allow_unused=True)
-    squares = [gradient.float().square().sum() for gradient in gradients if gradient is not None]
+    squares = [to_dense(gradient).float().square().sum() for gradient in gradients if gradient is not None]
     return torch.stack(squares).sum() if squares else torch.zeros((), device=value.device)

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from nnunet_dvcl.errors import UserError
+from nnunet_dvcl.gathering import gather_rows
 from nnunet_dvcl.labels import UNKNOWN, Labels
 from nnunet_dvcl.networks import last_segmentation_layer, run_with_features
 from nnunet_dvcl.plots.cases import Case, Tile, tiles, windows
-from nnunet_dvcl.sampling import draw_per_class, gather_rows, split_by_entropy
+from nnunet_dvcl.sampling import draw_per_class, split_by_entropy
 
 _FEWEST_VOXELS = 10
 

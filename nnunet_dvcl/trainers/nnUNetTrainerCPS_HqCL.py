@@ -10,11 +10,12 @@ from torch import Tensor, nn
 from nnunet_dvcl import distributed
 from nnunet_dvcl.config import HqCLConfig
 from nnunet_dvcl.diagnostics import relative_gradients
+from nnunet_dvcl.gathering import gather_rows
 from nnunet_dvcl.labels import UNKNOWN
 from nnunet_dvcl.losses import HighQualityContrastiveLoss, gaussian_rampup
 from nnunet_dvcl.memory import ClassBank
 from nnunet_dvcl.networks import FeatureHead, FeatureTap, last_segmentation_layer
-from nnunet_dvcl.sampling import draw_per_class, gather_rows, split_by_entropy
+from nnunet_dvcl.sampling import draw_per_class, split_by_entropy
 from nnunet_dvcl.trainers.nnUNetTrainerCPS import SUPERVISED_SCALE, nnUNetTrainerCPS
 from nnunet_dvcl.trainers.nnUNetTrainerSSL import Step, Term
 
@@ -37,7 +38,7 @@ class nnUNetTrainerCPS_HqCL(nnUNetTrainerCPS):
     def build_companions(self) -> dict[str, nn.Module]:
         companions = super().build_companions()
         networks = {"A": self.network, "B": companions["B"]}
-        self.taps = {name: FeatureTap(network) for name, network in networks.items()}
+        self.taps = {name: FeatureTap(network, self._do_i_compile()) for name, network in networks.items()}
         heads = {
             f"head_{name}": FeatureHead(last_segmentation_layer(network).in_channels, self.config.feature_dim)
             for name, network in networks.items()
@@ -50,7 +51,7 @@ class nnUNetTrainerCPS_HqCL(nnUNetTrainerCPS):
 
     def ssl_terms(self, step: Step) -> dict[str, Term]:
         terms = super().ssl_terms(step)
-        voxels = {name: self._select(step, name) for name in self.taps}
+        voxels = {name: self._select(step, name, self.taps[name].pop()) for name in self.taps}
         step.features.update((name, v.features) for name, v in voxels.items())
         return terms | self.contrastive_terms(step, voxels)
 
@@ -88,7 +89,7 @@ class nnUNetTrainerCPS_HqCL(nnUNetTrainerCPS):
         return SUPERVISED_SCALE * self.config.contrastive_weight * rampup
 
     @torch.no_grad()
-    def _select(self, step: Step, name: str) -> Voxels:
+    def _select(self, step: Step, name: str, features: Tensor) -> Voxels:
         """The entropy split (Eq. 4-6) and the roles that voxels play in the contrast (Eq. 7 and 9)."""
         unlabeled = step.unlabeled
         entropy = self.labels.entropy(step.unlabeled_patches(step.logits[name]))
@@ -103,9 +104,7 @@ class nnUNetTrainerCPS_HqCL(nnUNetTrainerCPS):
         correct, known = labeled == step.target, step.target != UNKNOWN
         anchors = torch.cat((correct, torch.zeros_like(step.valid)))
         step.unlabeled_patches(anchors).logical_or_(reliable)
-        return Voxels(
-            self.taps[name].pop(), predicted.where(anchors, -1), labeled.where(known & ~correct, -1), unreliable
-        )
+        return Voxels(features, predicted.where(anchors, -1), labeled.where(known & ~correct, -1), unreliable)
 
     def _high_quality_contrast(self, voxels: dict[str, Voxels]) -> Tensor:
         """HqCL (Eq. 7-10): draws anchors and negatives over A and B, stores the anchors, scores against the centers."""

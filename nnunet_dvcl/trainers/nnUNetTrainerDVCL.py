@@ -9,9 +9,10 @@ from torch import Tensor, nn
 
 from nnunet_dvcl import distributed
 from nnunet_dvcl.config import DVCLConfig
+from nnunet_dvcl.gathering import gather_rows
 from nnunet_dvcl.losses import DistanceAwareContrastiveLoss, Neighborhoods
 from nnunet_dvcl.memory import FeatureQueue
-from nnunet_dvcl.sampling import draw_voxels, gather_rows
+from nnunet_dvcl.sampling import draw_voxels
 from nnunet_dvcl.trainers.neighborhood_curves import NeighborhoodCurves
 from nnunet_dvcl.trainers.nnUNetTrainerCPS_HqCL import Voxels, nnUNetTrainerCPS_HqCL
 from nnunet_dvcl.trainers.nnUNetTrainerSSL import Step, Term
@@ -20,7 +21,7 @@ from nnunet_dvcl.trainers.nnUNetTrainerSSL import Step, Term
 class Queries(NamedTuple):
     """Q unreliable voxels, rank by rank those of A first, and the candidates that they are compared with."""
 
-    index: dict[str, Tensor]  # network -> int64, into the voxels of this rank's `unlabeled_patches`, batch first
+    index: dict[str, Tensor]  # network -> int64, into this rank's voxels, batch first
     logits: Tensor  # [Q, C] float32, with gradient
     probabilities: Tensor  # [Q, width of the labels] float32, with gradient; a dot product of two is their agreement
     features: Tensor  # [Q, d] float32, with gradient
@@ -62,21 +63,19 @@ class nnUNetTrainerDVCL(NeighborhoodCurves, nnUNetTrainerCPS_HqCL):
     def draw_queries(self, step: Step, voxels: dict[str, Voxels]) -> Queries:
         """Random unreliable voxels of both networks, which enter the queue before anything is looked up in it."""
         index = {
-            name: draw_voxels(v.unreliable, self.config.num_queries, places=distributed.places)
+            name: draw_voxels(v.unreliable, self.config.num_queries, places=distributed.places) + step.unlabeled_offset
             for name, v in voxels.items()
         }
-        volumes = {name: step.unlabeled_patches(step.logits[name]) for name in index}
-        own_logits = torch.cat([gather_rows(volumes[name], drawn) for name, drawn in index.items()]).float()
+        own_logits = torch.cat([gather_rows(step.logits[name], drawn) for name, drawn in index.items()]).float()
         logits = distributed.concatenate(own_logits)
         probabilities = self.labels.probabilities(logits)
-        features = self.project_unlabeled(step, voxels, index)
+        features = self.project_rows(voxels, index)
         rows = self.memory["queue"].push(features=features, probabilities=probabilities)
         return Queries(index, logits, probabilities, features, rows, self.memory["queue"].rows())
 
-    def project_unlabeled(self, step: Step, voxels: dict[str, Voxels], index: dict[str, Tensor]) -> Tensor:
-        """Features of unlabeled voxels, rank after rank and in each network after network: [Q, d]."""
-        volumes = {name: step.unlabeled_patches(voxels[name].features) for name in index}
-        own = torch.cat([self.project(name, volumes[name], drawn) for name, drawn in index.items()])
+    def project_rows(self, voxels: dict[str, Voxels], index: dict[str, Tensor]) -> Tensor:
+        """Features of drawn voxels, rank after rank and in each network after network: [Q, d]."""
+        own = torch.cat([self.project(name, voxels[name].features, drawn) for name, drawn in index.items()])
         return distributed.concatenate(own)
 
     def find_neighborhoods(self, step: Step, queries: Queries) -> Neighborhoods:

@@ -27,10 +27,10 @@ class nnUNetTrainerDVCL_LogLikelihood_NPS(nnUNetTrainerDVCL_noQDS):
 
 
 class _LossVariant(nnUNetTrainerDVCL_noNPS_noQDS):
-    def other_views(self, step: Step, voxels: dict[str, Voxels], queries: Queries) -> Tensor:
+    def other_views(self, voxels: dict[str, Voxels], queries: Queries) -> Tensor:
         """The same voxels in the other network, [Q, d]: both see the same image, so voxel is voxel."""
         other = {"A": "B", "B": "A"}
-        return self.project_unlabeled(step, voxels, {other[name]: index for name, index in queries.index.items()})
+        return self.project_rows(voxels, {other[name]: index for name, index in queries.index.items()})
 
 
 class nnUNetTrainerDVCL_InfoNCE(_LossVariant):
@@ -48,14 +48,14 @@ class nnUNetTrainerDVCL_SimCLR(_LossVariant):
     """SimCLR between the features of both networks (Chen et al., ICML 2020): Table 3, row 2."""
 
     def score(self, step: Step, voxels: dict[str, Voxels], queries: Queries) -> Tensor:
-        return sim_clr(queries.features, self.other_views(step, voxels, queries), self.config.temperature)
+        return sim_clr(queries.features, self.other_views(voxels, queries), self.config.temperature)
 
 
 class nnUNetTrainerDVCL_NNCLR(_LossVariant):
     """NNCLR, the nearest neighbor as the positive (Dwibedi et al., ICCV 2021): Table 3, row 3."""
 
     def score(self, step: Step, voxels: dict[str, Voxels], queries: Queries) -> Tensor:
-        views = self.other_views(step, voxels, queries)
+        views = self.other_views(voxels, queries)
         neighbors = self.find_neighborhoods(step, queries).neighbors
         # a lonely query, the first of all, has no neighbor: it adds nothing
         nearest = queries.candidates["features"][neighbors[:, :1]].flatten(0, 1)
@@ -66,7 +66,7 @@ class nnUNetTrainerDVCL_SNCLR(_LossVariant):
     """SNCLR, neighbors as soft positives (Ge et al., ICLR 2023): Table 3, row 5."""
 
     def score(self, step: Step, voxels: dict[str, Voxels], queries: Queries) -> Tensor:
-        views = self.other_views(step, voxels, queries)
+        views = self.other_views(voxels, queries)
         neighbors = queries.candidates["features"][self.find_neighborhoods(step, queries).neighbors]
         return sn_clr(queries.features, views, neighbors, self.config.temperature)
 

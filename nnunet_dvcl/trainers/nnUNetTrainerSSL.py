@@ -27,7 +27,7 @@ from nnunet_dvcl.data import (
 )
 from nnunet_dvcl.errors import UserError
 from nnunet_dvcl.labels import Labels, labels_of
-from nnunet_dvcl.networks import full_resolution, unwrap
+from nnunet_dvcl.networks import full_resolution, ready_to_gather, unwrap
 from nnunet_dvcl.next_stage import predict_unlabeled
 from nnunet_dvcl.trainers.checkpoint import SSLState
 from nnunet_dvcl.trainers.nnUNetTrainerSupervised import nnUNetTrainerSupervised
@@ -215,7 +215,7 @@ class nnUNetTrainerSSL(nnUNetTrainerSupervised):
 
         self.optimizer.zero_grad(set_to_none=True)
         with self._autocast():
-            outputs = {name: self.forward(name, views[name]) for name in self.students()}
+            outputs = {name: ready_to_gather(self.forward(name, views[name])) for name in self.students()}
             terms = {
                 f"supervised_{name}": Term(self.loss(labeled_part(output, num_labeled), target), 1.0)
                 for name, output in outputs.items()

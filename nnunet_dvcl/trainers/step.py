@@ -54,6 +54,11 @@ class Step:
         return volume if self.ignored_as_unlabeled else volume[self.num_labeled :]
 
     @property
+    def unlabeled_offset(self) -> int:
+        """The place of the first voxel of `unlabeled_patches` among all voxels, batch first."""
+        return 0 if self.ignored_as_unlabeled else self.target.numel()
+
+    @property
     def unlabeled(self) -> Tensor:
         """The unlabeled voxels of `unlabeled_patches`, padding left out: [B', *S] bool."""
         return torch.cat((self.target == UNKNOWN, self.valid)) if self.ignored_as_unlabeled else self.valid

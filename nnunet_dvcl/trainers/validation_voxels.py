@@ -8,7 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from nnunet_dvcl.sampling import draw_voxels, gather_rows
+from nnunet_dvcl.gathering import gather_rows
+from nnunet_dvcl.sampling import draw_voxels
 
 Forward = Callable[[Tensor], tuple[Tensor, Tensor]]
 """Images [B, channels, *S] -> logits [B, C, *S] and features [B, F, *S]."""

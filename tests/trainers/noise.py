@@ -2,7 +2,7 @@
 
 import torch
 
-from nnunet_dvcl.networks import full_resolution
+from nnunet_dvcl.networks import full_resolution, ready_to_gather
 from nnunet_dvcl.trainers.step import Step
 
 
@@ -11,7 +11,7 @@ def noise_step(trainer, progress: float = 0.5) -> Step:
     torch.manual_seed(0)
     space = trainer.configuration_manager.patch_size
     image = torch.randn(4, 1, *space)
-    logits = {name: full_resolution(network(image)) for name, network in trainer.students().items()}
+    logits = {name: ready_to_gather(full_resolution(network(image))) for name, network in trainer.students().items()}
     valid = torch.ones(2, *space, dtype=torch.bool)
     valid[:, :4] = False
     return Step(image, logits, torch.randint(0, 3, (2, *space)), valid, progress, trainer.labels)

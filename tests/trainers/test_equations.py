@@ -141,7 +141,7 @@ def test_equation_05_reliable_and_unreliable_masks(start):
     step = noise_step(trainer)
     masks = []
     for name in "AB":
-        voxels = trainer._select(step, name)
+        voxels = trainer._select(step, name, trainer.taps[name].pop())
         reliable, unreliable, _ = _entropy_split(step, name)
         masks.append(unreliable)
         assert voxels.unreliable.flatten().tolist() == unreliable
@@ -162,7 +162,7 @@ def test_equation_06_threshold(start, alpha):
     trainer = start(nnUNetTrainerDVCL, "2d_tiny")
     step = noise_step(trainer)
     for name in "AB":
-        trainer._select(step, name)
+        trainer._select(step, name, trainer.taps[name].pop())
         assert step.statistics[f"threshold_{name}"] == pytest.approx(_entropy_split(step, name)[2], rel=1e-5)
     assert step.statistics["threshold_A"] != step.statistics["threshold_B"]
 

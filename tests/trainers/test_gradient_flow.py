@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 import nnunet_dvcl.trainers as trainers
+from nnunet_dvcl.gathering import to_dense
 from nnunet_dvcl.networks import last_segmentation_layer
 from nnunet_dvcl.trainers.nnUNetTrainerCPS_HqCL import Voxels
 from nnunet_dvcl.trainers.step import Step, Term
@@ -114,7 +115,7 @@ def _touched(term: Tensor, tensors: list[Tensor]) -> list[bool]:
 
 def _gradients(term: Tensor, tensors: list[Tensor]) -> list[Tensor]:
     found = torch.autograd.grad(term, tensors, retain_graph=True, allow_unused=True)
-    return [torch.zeros_like(x) if gradient is None else gradient for x, gradient in zip(tensors, found, strict=True)]
+    return [torch.zeros_like(x) if g is None else to_dense(g) for x, g in zip(tensors, found, strict=True)]
 
 
 def _reached(trainer, term: Tensor) -> set[str]:

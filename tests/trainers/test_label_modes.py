@@ -8,9 +8,9 @@ import torch
 from naive_pseudo_labels import naive_cps, naive_entropy, naive_split
 from noise import noise_step
 
+from nnunet_dvcl.gathering import gather_rows
 from nnunet_dvcl.losses import complementary_label_contrast, cross_region_supervision
 from nnunet_dvcl.networks import run_with_features
-from nnunet_dvcl.sampling import gather_rows
 from nnunet_dvcl.trainers import nnUNetTrainerCL_VCL, nnUNetTrainerCPS, nnUNetTrainerDVCL
 
 MODES = ["labels", "ignore", "regions", "regions + ignore"]
@@ -86,7 +86,7 @@ def test_the_roles_of_ignored_voxels(start, label_mode, ignored_as_unlabeled):
     trainer = start(nnUNetTrainerDVCL, "2d_tiny", ignored_as_unlabeled=ignored_as_unlabeled)
     step = _half_ignored(trainer)
     for name in "AB":
-        voxels = trainer._select(step, name)
+        voxels = trainer._select(step, name, trainer.taps[name].pop())
         rows = step.logits[name].detach().double().movedim(1, -1).flatten(0, -2).tolist()
         y = step.target.flatten().tolist()
         unlabeled = [ignored_as_unlabeled and label == -1 for label in y] + step.valid.flatten().tolist()
@@ -140,10 +140,9 @@ def test_ignored_voxels_ask_and_answer(start, label_mode, ignored_as_unlabeled):
     labeled_voxels = step.target.numel()
     expected = []
     for name, index in found.index.items():
-        everywhere = index if ignored_as_unlabeled else index + labeled_voxels
-        assert (everywhere < labeled_voxels).any() == ignored_as_unlabeled
-        assert (step.target.flatten()[everywhere[everywhere < labeled_voxels]] == -1).all()
-        expected.append(trainer.labels.probabilities(gather_rows(step.logits[name], everywhere)))
+        assert (index < labeled_voxels).any() == ignored_as_unlabeled
+        assert (step.target.flatten()[index[index < labeled_voxels]] == -1).all()
+        expected.append(trainer.labels.probabilities(gather_rows(step.logits[name], index)))
     torch.testing.assert_close(found.probabilities, torch.cat(expected))
     torch.testing.assert_close(found.candidates["probabilities"], torch.cat(expected).detach())
 

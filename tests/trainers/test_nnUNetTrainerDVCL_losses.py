@@ -5,8 +5,8 @@ import torch
 from noise import noise_step
 
 import nnunet_dvcl.trainers as trainers
+from nnunet_dvcl.gathering import gather_rows
 from nnunet_dvcl.losses import complementary_label_contrast, info_nce, nn_clr, sim_clr, sn_clr
-from nnunet_dvcl.sampling import gather_rows
 
 VARIANTS = [
     *("DVCL_InfoNCE", "DVCL_SimCLR", "DVCL_NNCLR", "DVCL_SNCLR", "CL_VCL"),
@@ -42,10 +42,10 @@ def test_the_other_view_is_the_same_voxel_in_the_other_network(begin):
     trainer, step = begin("DVCL_SimCLR")
     voxels, queries, term = _scored(trainer, step)
     expected = [
-        trainer.companions[f"head_{other}"](gather_rows(voxels[other].features[2:], queries.index[name]))
+        trainer.companions[f"head_{other}"](gather_rows(voxels[other].features, queries.index[name]))
         for name, other in ("AB", "BA")
     ]
-    torch.testing.assert_close(trainer.other_views(step, voxels, queries), torch.cat(expected))
+    torch.testing.assert_close(trainer.other_views(voxels, queries), torch.cat(expected))
     torch.testing.assert_close(term.value, sim_clr(queries.features, torch.cat(expected)))
 
 
@@ -57,7 +57,7 @@ def test_neighbors_and_outsiders_are_those_of_dvcl(begin, name):
     similarity = torch.nn.functional.cosine_similarity(queries.features[:, None], candidates[None], dim=-1).detach()
     near = similarity.clone().scatter_(1, queries.rows[:, None], -9).topk(5).indices
     far = similarity.clone().scatter_(1, queries.rows[:, None], 9).topk(5, largest=False).indices
-    views = trainer.other_views(step, voxels, queries)
+    views = trainer.other_views(voxels, queries)
     expected = {
         "DVCL_InfoNCE": lambda: info_nce(queries.features, candidates[near], candidates[far], 0.5),
         "DVCL_NNCLR": lambda: nn_clr(candidates[near[:, 0]], views, 0.5),
