@@ -2,8 +2,10 @@
 
 from functools import partial
 
+import pytest
 import torch
 from torch._dynamo import OptimizedModule
+from torch._dynamo.utils import counters
 
 from nnunet_dvcl.trainers import nnUNetTrainerDVCL
 
@@ -28,3 +30,26 @@ def test_compiled_training_keeps_features_and_plain_checkpoints(build_trainer, m
     keys = [*checkpoint["network_weights"], *checkpoint["ssl_state"]["companions"]["B"]]
     assert not any("_orig_mod" in key for key in keys)
     trainer.load_checkpoint(str(tmp_path / "checkpoint.pth"))
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+@pytest.mark.parametrize("configuration", ["2d_tiny", "3d_tiny"])
+def test_networks_are_one_graph_and_compiled_once(start, monkeypatch, backend, configuration):
+    """The step's weights are those of an eager step: a compiled network takes the gradient of gathered rows too."""
+    trained = []
+    for compiled in (True, False):
+        torch._dynamo.reset()
+        counters.clear()
+        monkeypatch.setattr(nnUNetTrainerDVCL, "_do_i_compile", lambda self, compiled=compiled: compiled)
+        with monkeypatch.context() as patch:
+            patch.setattr(torch, "compile", partial(torch.compile, backend=backend, fullgraph=True))
+            trainer = start(nnUNetTrainerDVCL, configuration, initial_lr=0.001)
+        batch = next(trainer.dataloader_train)
+        torch.manual_seed(1)
+        trainer.train_step(batch)
+        graphs = counters["stats"]["unique_graphs"]
+        trainer.train_step(batch)
+        assert counters["stats"]["unique_graphs"] == graphs
+        assert (graphs > 0) == compiled
+        trained.append([p.detach().clone() for network in trainer.students().values() for p in network.parameters()])
+    torch.testing.assert_close(*trained, rtol=1e-4, atol=1e-6)
