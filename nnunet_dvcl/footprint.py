@@ -20,6 +20,7 @@ from nnunet_dvcl import trainers
 from nnunet_dvcl.data.folders import check_configuration, find_plans_file
 from nnunet_dvcl.errors import UserError
 
+_MANY_VOXELS = 2**13  # per voxel of the coarsest level: a deep network, for which few of them are enough
 GIB = 2**30
 
 
@@ -63,6 +64,11 @@ def estimate(
     check_configuration(plans_identifier, plans["configurations"], configuration)
     manager = PlansManager(deepcopy(plans)).get_configuration(configuration)
     patch_size = list(manager.patch_size)
+    if not (Path(plans_file).parent / manager.data_identifier).is_dir():
+        raise UserError(
+            f"{dataset_name_or_id} is not preprocessed for {configuration}: run nnUNetv2_preprocess "
+            f"-d {dataset_name_or_id} -plans_name {plans_identifier} -c {configuration}."
+        )
     small, medium = small_patch_sizes(patch_size, manager.pool_op_kernel_sizes)
 
     def footprint(patch: list[int]) -> Footprint:
@@ -92,7 +98,10 @@ def small_patch_sizes(patch_size: list[int], strides: list[list[int]]) -> tuple[
     def times(factors: tuple[int, ...]) -> list[int]:
         return [int(min(size, factor * n)) for size, factor, n in zip(patch_size, factors, least, strict=True)]
 
-    few, more = ((2, 2, 2), (4, 4, 2)) if len(patch_size) == 3 else ((4, 4), (8, 8))
+    if np.prod(least) > _MANY_VOXELS:
+        few, more = ((2, 1, 1), (2, 2, 1)) if len(patch_size) == 3 else ((2, 1), (2, 2))
+    else:
+        few, more = ((2, 2, 2), (4, 4, 2)) if len(patch_size) == 3 else ((4, 4), (8, 8))
     return times(few), times(more)
 
 

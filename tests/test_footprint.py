@@ -1,6 +1,7 @@
 """The memory of a training, estimated before it begins."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -53,6 +54,15 @@ def test_a_small_plan_is_measured_itself():
     strides = [[1, 1, 1], [2, 2, 2], [2, 2, 2]]
     assert small_patch_sizes([128, 128, 64], strides) == ([8, 8, 8], [16, 16, 8])
     assert small_patch_sizes([8, 8, 8], strides) == ([8, 8, 8], [8, 8, 8])
+    deep = [[1, 1, 1]] + 5 * [[2, 2, 2]]
+    assert small_patch_sizes([128, 128, 128], deep) == ([64, 32, 32], [64, 64, 32])
+
+
+def test_data_that_are_not_preprocessed_are_named(tiny_dataset):
+    _with_patch(tiny_dataset, "2d_tiny", [16, 16])
+    shutil.rmtree(tiny_dataset.preprocessed / "nnUNetPlans_2d")
+    with pytest.raises(UserError, match=r"not preprocessed for 2d_tiny: run nnUNetv2_preprocess .*-c 2d_tiny"):
+        estimate(tiny_dataset.name, "2d_tiny", "nnUNetPlans", "nnUNetTrainerDVCL")
 
 
 def test_nothing_is_left_behind_and_the_table_is_told(tiny_dataset, capsys):
