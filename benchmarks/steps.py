@@ -8,7 +8,7 @@ from torch import Tensor
 
 from benchmarks.compare import Comparison, compare
 from benchmarks.sizes import Size
-from benchmarks.synthetic import empty_folders, labeled_batch, start_trainer
+from benchmarks.synthetic import empty_folders, labeled_batch, start_trainer, with_full_queue
 from nnunet_dvcl.trainers import nnUNetTrainerCPS, nnUNetTrainerDVCL
 from nnunet_dvcl.trainers.step import Step
 
@@ -16,7 +16,7 @@ from nnunet_dvcl.trainers.step import Step
 def dvcl_over_cps(size: Size, device: torch.device, repeats: int) -> Comparison:
     """1. What HqCL and DVCL add to a step of the twin networks."""
     with empty_folders():
-        dvcl = start_trainer(nnUNetTrainerDVCL, size, device)
+        dvcl = with_full_queue(start_trainer(nnUNetTrainerDVCL, size, device))
         cps = start_trainer(nnUNetTrainerCPS, size, device)
         batch = labeled_batch(size, size.batch_size, _scales(dvcl))
         return compare(
@@ -57,8 +57,8 @@ def cps_over_twice_nnunet(size: Size, device: torch.device, repeats: int) -> Com
 def sequential_over_joint(size: Size, device: torch.device, repeats: int) -> Comparison:
     """Time and memory of ``ssl.sequential_twins``; the memory target is 0.6."""
     with empty_folders():
-        joint = start_trainer(nnUNetTrainerDVCL, size, device)
-        sequential = start_trainer(nnUNetTrainerDVCL, size, device, sequential_twins=True)
+        joint = with_full_queue(start_trainer(nnUNetTrainerDVCL, size, device))
+        sequential = with_full_queue(start_trainer(nnUNetTrainerDVCL, size, device, sequential_twins=True))
         batch = labeled_batch(size, size.batch_size, _scales(joint))
         return compare(
             "step of DVCL with sequential_twins / without (memory <= 0.6)",
@@ -90,8 +90,8 @@ def contrast_over_dense_head(size: Size, device: torch.device, repeats: int) -> 
     """3. Drawing, projecting, scoring and the gradients at features and logits, sampled first against dense."""
     with empty_folders():
         contrasts = {
-            "sampled": _contrast(start_trainer(nnUNetTrainerDVCL, size, device), size),
-            "dense": _contrast(start_trainer(_DenseHead, size, device), size),
+            "sampled": _contrast(with_full_queue(start_trainer(nnUNetTrainerDVCL, size, device)), size),
+            "dense": _contrast(with_full_queue(start_trainer(_DenseHead, size, device)), size),
         }
         torch.manual_seed(0)
         sampled = contrasts["sampled"]()

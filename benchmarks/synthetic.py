@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks.sizes import Size
+from nnunet_dvcl.trainers import nnUNetTrainerDVCL
 
 CONFIGURATION = "3d_fullres"
 DATASET = "Dataset900_Synthetic"
@@ -119,3 +120,13 @@ def _phantom(size: Size, batch_size: int) -> tuple[Tensor, Tensor]:
     label_map = F.interpolate(coarse, size=size.patch_size, mode="trilinear").argmax(1, keepdim=True)
     noise = torch.randn(label_map.shape, generator=generator)
     return label_map / size.num_classes + 0.3 * noise, label_map
+
+
+def with_full_queue(trainer: nnUNetTrainerDVCL) -> nnUNetTrainerDVCL:
+    """As it is after the first steps of a training: with as many candidates as there will ever be."""
+    queue = trainer.memory["queue"]
+    generator = torch.Generator().manual_seed(0)
+    widths = {"features": trainer.config.feature_dim, "probabilities": trainer.labels.width}
+    rows = {part: torch.rand(queue.capacity, width, generator=generator) for part, width in widths.items()}
+    queue.push(**{part: values.to(trainer.device) for part, values in rows.items()})
+    return trainer

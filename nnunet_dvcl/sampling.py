@@ -92,23 +92,24 @@ def _draw_keys(
     if classes.numel() == 0:
         return index[:-1, :-1], smallest[:-1, :-1]
 
-    sizes = torch.zeros(num_classes + 1, dtype=torch.int64, device=device)
-    sizes.scatter_add_(0, classes + 1, torch.ones_like(classes))
-    sizes[0] = 0
+    shifted = classes + 1
     # float64: N · 2^-24, the step of a scaled float32 key, would tie the voxels of a large class
-    keys = torch.rand(classes.shape, dtype=torch.float64, device=device, generator=generator) * sizes[classes + 1]
-    keys.masked_fill_(classes < 0, torch.inf)
+    keys = torch.rand(classes.shape, dtype=torch.float64, device=device, generator=generator)
+    sizes = torch.zeros(num_classes + 1, dtype=keys.dtype, device=device)
+    sizes.scatter_add_(0, shifted, keys.new_ones(()).expand_as(keys))
+    sizes[0] = torch.inf  # the key is then inf, or nan for 0 * inf: topk takes neither before a number
+    keys *= sizes[shifted]
 
     # the M-th smallest of n scaled keys is Gamma(M)-distributed: beyond 2M + 32 with a chance below 1e-12
     few = min(num_classes * (2 * per_class + 32), classes.numel())
     keys, voxels = keys.topk(few, largest=False, sorted=True)
-    drawn = torch.where(keys.isinf(), -1, classes[voxels])  # [few]
+    drawn = classes[voxels]  # [few]
     one_hot = drawn[:, None] == torch.arange(num_classes, device=device)  # [few, C]
     place = (one_hot.cumsum(0) - 1).gather(1, drawn.clamp(min=0)[:, None])[:, 0]  # rank by key within the class
     taken = (drawn >= 0) & (place < per_class)
     drawn, place = drawn.where(taken, num_classes), place.where(taken, per_class)
     index[drawn, place] = voxels.where(taken, 0)
-    smallest[drawn, place] = keys / sizes[classes[voxels] + 1]
+    smallest[drawn, place] = keys / sizes[shifted[voxels]]
     return index[:-1, :-1], smallest[:-1, :-1]
 
 
