@@ -79,11 +79,10 @@ class _DenseHead(nnUNetTrainerDVCL):
         return super().ssl_terms(step)
 
     def project(self, name: str, volume: Tensor, index: Tensor) -> Tensor:
-        """The same values as the sampled projection; a draw from a part of the batch is a part of the dense one."""
-        if name not in self.dense or self.dense[name].shape[0] < volume.shape[0]:
-            self.dense[name] = self.companions[f"head_{name}"](volume.float().movedim(1, -1))
-        projected = self.dense[name][-volume.shape[0] :]
-        return projected.reshape(-1, projected.shape[-1])[index]
+        """The same values as the sampled projection."""
+        if name not in self.dense:
+            self.dense[name] = self.companions[f"head_{name}"](volume.float().movedim(1, -1)).flatten(0, -2)
+        return self.dense[name][index]
 
 
 def contrast_over_dense_head(size: Size, device: torch.device, repeats: int) -> Comparison:

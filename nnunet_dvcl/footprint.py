@@ -20,7 +20,7 @@ from nnunet_dvcl import trainers
 from nnunet_dvcl.data.folders import check_configuration, find_plans_file
 from nnunet_dvcl.errors import UserError
 
-_MANY_VOXELS = 2**13  # per voxel of the coarsest level: a deep network, for which few of them are enough
+_MANY_VOXELS = 2**13  # of a patch behind one voxel of the coarsest level: larger patches would fill a workstation
 GIB = 2**30
 
 

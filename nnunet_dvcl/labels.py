@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from nnunet_dvcl.losses import cross_pseudo_supervision, cross_region_supervision, voxel_entropy
-from nnunet_dvcl.losses.precision import at_least_float32, wide
+from nnunet_dvcl.losses.precision import at_least_float32, wide_dtype
 
 UNKNOWN = -1
 
@@ -34,7 +34,7 @@ class SoftmaxLabels:
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """p, [B, width, *S] at least float32: p·q of two voxels is their agreement, in [0, 1] (DVCL, Eq. 11-19)."""
-        return logits.softmax(1, dtype=wide(logits))
+        return logits.softmax(1, dtype=wide_dtype(logits))
 
     def entropy(self, logits: Tensor) -> Tensor:
         """Eq. 4, [B, *S] in nats, between 0 and log C."""

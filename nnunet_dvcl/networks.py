@@ -77,7 +77,7 @@ class FeatureTap:
         return self._features
 
     def pop(self) -> Tensor:
-        """Hands the features over, once.
+        """Hands the features over, once, with their graph: not to be called where gradients are off.
 
         Raises:
             RuntimeError: no forward in training mode since the last call.

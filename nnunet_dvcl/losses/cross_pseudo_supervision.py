@@ -3,7 +3,7 @@
 from torch import Tensor
 from torch.nn import functional as F
 
-from nnunet_dvcl.losses.precision import wide
+from nnunet_dvcl.losses.precision import wide_dtype
 
 _IGNORED = -100
 
@@ -30,5 +30,5 @@ def cross_pseudo_supervision(logits_a: Tensor, logits_b: Tensor, valid: Tensor, 
 def _pseudo_supervision(logits: Tensor, other: Tensor, valid: Tensor, count: Tensor) -> Tensor:
     # on a CPU several times faster than argmax over a dimension that is not the last
     target = other.detach().max(1).indices.masked_fill(~valid, _IGNORED)
-    total = F.nll_loss(logits.log_softmax(1, dtype=wide(logits)), target, ignore_index=_IGNORED, reduction="sum")
+    total = F.nll_loss(logits.log_softmax(1, dtype=wide_dtype(logits)), target, ignore_index=_IGNORED, reduction="sum")
     return total / count

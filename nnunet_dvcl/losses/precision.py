@@ -11,9 +11,9 @@ def full_precision(device: torch.device) -> torch.autocast:
 
 def at_least_float32(x: Tensor) -> Tensor:
     """float16 and bfloat16 become float32; float32 and float64 stay what they are."""
-    return x.to(wide(x))
+    return x.to(wide_dtype(x))
 
 
-def wide(x: Tensor) -> torch.dtype:
+def wide_dtype(x: Tensor) -> torch.dtype:
     """For operations with an argument ``dtype``, which need no float32 copy of a whole float16 volume on a GPU."""
     return torch.promote_types(x.dtype, torch.float32)
