@@ -5,6 +5,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from nnunet_dvcl.topk import topk
+
 
 @torch.no_grad()
 def split_by_entropy(
@@ -97,12 +99,12 @@ def _draw_keys(
     keys = torch.rand(classes.shape, dtype=torch.float64, device=device, generator=generator)
     sizes = torch.zeros(num_classes + 1, dtype=keys.dtype, device=device)
     sizes.scatter_add_(0, shifted, keys.new_ones(()).expand_as(keys))
-    sizes[0] = torch.inf  # the key is then inf, or nan for 0 * inf: topk takes neither before a number
-    keys *= sizes[shifted]
+    sizes[0] = torch.finfo(keys.dtype).max  # far behind all others; inf would make nan of a key of 0
+    keys *= sizes.index_select(0, shifted)  # several times faster than sizes[shifted]
 
     # the M-th smallest of n scaled keys is Gamma(M)-distributed: beyond 2M + 32 with a chance below 1e-12
     few = min(num_classes * (2 * per_class + 32), classes.numel())
-    keys, voxels = keys.topk(few, largest=False, sorted=True)
+    keys, voxels = topk(keys, few, largest=False)
     drawn = classes[voxels]  # [few]
     one_hot = drawn[:, None] == torch.arange(num_classes, device=device)  # [few, C]
     place = (one_hot.cumsum(0) - 1).gather(1, drawn.clamp(min=0)[:, None])[:, 0]  # rank by key within the class

@@ -7,6 +7,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from nnunet_dvcl.losses.precision import at_least_float32, full_precision
+from nnunet_dvcl.losses.ranks import chunks, rank_seen_by_neighbors
+from nnunet_dvcl.topk import topk
 
 
 class Neighborhoods(NamedTuple):
@@ -41,7 +43,7 @@ def find_neighborhoods(
     with full_precision(features.device):
         parts = [
             _neighborhoods_of(features, chunk, num_neighbors, num_outsiders, outlier_neighbors)
-            for chunk in _chunks(queries)
+            for chunk in chunks(queries)
         ]
     return Neighborhoods(*(torch.cat(part) for part in zip(*parts, strict=True)))
 
@@ -49,30 +51,8 @@ def find_neighborhoods(
 def _neighborhoods_of(features: Tensor, queries: Tensor, k: int, k_out: int, u: int) -> Neighborhoods:
     others = max(features.shape[0] - 1, 0)
     own = queries[:, None]
-    similarity = features[queries] @ features.T  # [Q, N]
-    neighbors = similarity.scatter_(1, own, -torch.inf).topk(min(k, others), dim=1).indices
-    outsiders = similarity.scatter_(1, own, torch.inf).topk(min(k_out, others), dim=1, largest=False).indices
-
-    rank = _rank_seen_by(features, neighbors.flatten(), own.expand_as(neighbors).flatten()).view_as(neighbors)
+    similarity = (features[queries] @ features.T).scatter_(1, own, -torch.inf)  # [Q, N]
+    neighbors = topk(similarity, min(k, others)).indices
+    rank = rank_seen_by_neighbors(features, similarity, queries, neighbors)
+    outsiders = topk(similarity.scatter_(1, own, torch.inf), min(k_out, others), largest=False).indices
     return Neighborhoods(neighbors, rank < k, outsiders, ~(rank < u).any(1))
-
-
-def _rank_seen_by(features: Tensor, viewers: Tensor, viewed: Tensor) -> Tensor:
-    """How many candidates, the viewer left out, are nearer to the viewer than the viewed: [V], a whole number each.
-
-    Counting answers `m ∈ C_n^K` and `m ∈ C_n^U` with one comparison: no N × N matrix and no sort.
-    """
-    ranks = []
-    for n, m in zip(_chunks(viewers), _chunks(viewed), strict=True):
-        similarity = (features[n] @ features.T).scatter_(1, n[:, None], -torch.inf)
-        # in place, as 0.0 and 1.0: twice as fast as to sum bools
-        ranks.append(similarity.gt_(similarity.gather(1, m[:, None])).sum(1))
-    return torch.cat(ranks)
-
-
-def _chunks(rows: Tensor) -> tuple[Tensor, ...]:
-    """Rows whose similarities to all N candidates are held at once: bounds the memory, whatever the number of queries.
-
-    On a CPU so few that they stay in the cache between the passes over them, which halves the time.
-    """
-    return rows.split(128 if rows.device.type == "cpu" else 1024)
