@@ -4,7 +4,7 @@ DistributedDataParallel averages the gradients of the ranks. A loss has the grad
 number of ranks, when it
 
 - divides a rank's own sum by the `mean` over the ranks of what is counted, or
-- is computed of the rows of all ranks, which `join` and `concatenate` collect with their gradient.
+- is computed of the rows of all ranks, which `join` collects with their gradient.
 
 Every rank has to call these functions equally often and in the same order. Without a process group there is one rank,
 and nothing is communicated.
@@ -91,15 +91,6 @@ def join(rows: Tensor, here: Tensor) -> tuple[Tensor, Tensor]:
     own = torch.cat((rows, torch.ones_like(rows[..., :1])), -1).masked_fill(~here[..., None], 0.0)
     table = _Sum.apply(own)
     return table[..., :-1], table[..., -1].detach() > 0.5
-
-
-def concatenate(rows: Tensor) -> Tensor:
-    """The rows of all ranks, those of rank 0 first, with gradient: [n, d], any n on each rank -> [sum of n, d]."""
-    if world_size() == 1:
-        return rows
-    counts = gather(torch.tensor(len(rows), device=rows.device)).tolist()
-    before, after = sum(counts[: rank()]), sum(counts[rank() + 1 :])
-    return _Sum.apply(nn.functional.pad(rows, (0, 0, before, after)))
 
 
 def own_device(device: torch.device) -> torch.device:

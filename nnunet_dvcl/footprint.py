@@ -20,7 +20,9 @@ from nnunet_dvcl import trainers
 from nnunet_dvcl.data.folders import check_configuration, find_plans_file
 from nnunet_dvcl.errors import UserError
 
-_MANY_VOXELS = 2**13  # of a patch behind one voxel of the coarsest level: larger patches would fill a workstation
+# of a patch behind one voxel of the coarsest level
+_FEW_VOXELS = 2**8  # small patches would be too small: what does not grow with the voxels would be most of a step
+_MANY_VOXELS = 2**13  # they would fill a workstation
 GIB = 2**30
 
 
@@ -98,10 +100,14 @@ def small_patch_sizes(patch_size: list[int], strides: list[list[int]]) -> tuple[
     def times(factors: tuple[int, ...]) -> list[int]:
         return [int(min(size, factor * n)) for size, factor, n in zip(patch_size, factors, least, strict=True)]
 
-    if np.prod(least) > _MANY_VOXELS:
-        few, more = ((2, 1, 1), (2, 2, 1)) if len(patch_size) == 3 else ((2, 1), (2, 2))
+    if len(patch_size) == 2:
+        few, more = ((2, 1), (2, 2)) if np.prod(least) > _MANY_VOXELS else ((4, 4), (8, 8))
+    elif np.prod(least) > _MANY_VOXELS:
+        few, more = (2, 1, 1), (2, 2, 1)
+    elif np.prod(least) < _FEW_VOXELS:
+        few, more = (4, 4, 2), (4, 4, 4)
     else:
-        few, more = ((2, 2, 2), (4, 4, 2)) if len(patch_size) == 3 else ((4, 4), (8, 8))
+        few, more = (2, 2, 2), (4, 4, 2)
     return times(few), times(more)
 
 

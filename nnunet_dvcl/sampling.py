@@ -121,7 +121,7 @@ def draw_voxels(
     count: int,
     generator: torch.Generator | None = None,
     places: Callable[[Tensor], Tensor] | None = None,
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     """Up to `count` random True entries, uniformly and without replacement.
 
     Args:
@@ -131,8 +131,7 @@ def draw_voxels(
         places: as in `draw_per_class`.
 
     Returns:
-        [n] int64 indices into the flattened mask, n = min(count, number of True entries); with `places` that is the
-        number over all processes.
+        index [count] int64 into the flattened mask and drawn [count] bool; where that is False the index is 0.
     """
     index, drawn = draw_per_class(mask.flatten().long() - 1, 1, count, generator, places)
-    return index[0, drawn[0]]
+    return index[0], drawn[0]

@@ -52,8 +52,9 @@ def test_sequential_twins_need_less(tiny_dataset):
 
 def test_a_small_plan_is_measured_itself():
     strides = [[1, 1, 1], [2, 2, 2], [2, 2, 2]]
-    assert small_patch_sizes([128, 128, 64], strides) == ([8, 8, 8], [16, 16, 8])
+    assert small_patch_sizes([128, 128, 64], strides) == ([16, 16, 8], [16, 16, 16])
     assert small_patch_sizes([8, 8, 8], strides) == ([8, 8, 8], [8, 8, 8])
+    assert small_patch_sizes([128, 128, 64], [*strides, [2, 2, 2]]) == ([16, 16, 16], [32, 32, 16])
     deep = [[1, 1, 1]] + 5 * [[2, 2, 2]]
     assert small_patch_sizes([128, 128, 128], deep) == ([64, 32, 32], [64, 64, 32])
 

@@ -150,7 +150,7 @@ def test_draws_follow_the_generator_and_leave_the_global_one_alone():
     first, again, other = (draw_per_class(classes, 3, 10, seeded(s))[0] for s in (5, 5, 6))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
-    first, again, other = (draw_voxels(mask, 10, seeded(s)) for s in (5, 5, 6))
+    first, again, other = (draw_voxels(mask, 10, seeded(s))[0] for s in (5, 5, 6))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
     assert torch.equal(torch.get_rng_state(), before)
@@ -163,9 +163,12 @@ def test_draws_follow_the_generator_and_leave_the_global_one_alone():
 @pytest.mark.parametrize("shape", [(0,), (50,), (2, 5, 6), (2, 3, 4, 5)])
 def test_drawn_voxels_are_distinct_and_of_the_mask(shape, count):
     mask = torch.rand(shape, generator=seeded()) < 0.4
-    index = draw_voxels(mask, count, seeded())
+    index, drawn = draw_voxels(mask, count, seeded())
     assert index.dtype == torch.int64
-    assert index.shape == (min(count, int(mask.sum())),)
+    assert index.shape == drawn.shape == (count,)
+    assert (index[~drawn] == 0).all()
+    index = index[drawn]
+    assert len(index) == min(count, int(mask.sum()))
     assert index.unique().numel() == index.numel()
     assert mask.flatten()[index].all()
 
@@ -173,11 +176,12 @@ def test_drawn_voxels_are_distinct_and_of_the_mask(shape, count):
 def test_drawn_voxels_of_a_mask_that_is_not_contiguous():
     mask = torch.zeros(3, 4, dtype=torch.bool).t()
     mask[1, 2] = True
-    assert draw_voxels(mask, 5).tolist() == [1 * 3 + 2]
+    index, drawn = draw_voxels(mask, 5)
+    assert index[drawn].tolist() == [1 * 3 + 2]
 
 
 def test_an_empty_mask_draws_nothing():
-    assert draw_voxels(torch.zeros(2, 3, 4, dtype=torch.bool), 5).shape == (0,)
+    assert not draw_voxels(torch.zeros(2, 3, 4, dtype=torch.bool), 5)[1].any()
 
 
 def test_drawn_voxels_are_uniform_over_subsets():
@@ -185,5 +189,5 @@ def test_drawn_voxels_are_uniform_over_subsets():
     members = [0, 1, 2, 11, 12, 23]
     mask.view(-1)[members] = True
     g = seeded()
-    draws = [draw_voxels(mask, 3, g).tolist() for _ in range(4000)]
+    draws = [draw_voxels(mask, 3, g)[0].tolist() for _ in range(4000)]
     assert_every_subset_equally_likely(draws, list(itertools.combinations(members, 3)))

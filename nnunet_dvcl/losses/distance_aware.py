@@ -57,26 +57,27 @@ class DistanceAwareContrastiveLoss(nn.Module):
         queries: Tensor,
         candidate_features: Tensor,
         candidate_probabilities: Tensor,
+        filled: Tensor | None = None,
     ) -> Tensor:
         """The mean of ψ̄ (Eq. 18) over the queries that are no outliers (Eq. 19).
 
         Args:
             query_probabilities: [Q, C]; the only input that gets a gradient.
-            queries: [Q] int64, each query's own row among the candidates; -1 (its row was dropped): does not count.
+            queries: [Q] int64, each query's own row among the candidates; -1: no query, does not count.
             candidate_features: [N, d].
             candidate_probabilities: [N, C].
+            filled: [N] bool, False: the row is no candidate; None: all are.
 
         Returns:
             [] at least float32; 0 with a graph where no query is kept.
         """
-        stored = queries >= 0
-        neighborhoods = self.neighborhoods(candidate_features, queries[stored])
-        return self.score(query_probabilities[stored], candidate_probabilities, neighborhoods)
+        neighborhoods = self.neighborhoods(candidate_features, queries, filled)
+        return self.score(query_probabilities, candidate_probabilities, neighborhoods)
 
-    def neighborhoods(self, candidate_features: Tensor, queries: Tensor) -> Neighborhoods:
-        """`find_neighborhoods` with this loss's K, K' and U; shapes as in `forward`, every query >= 0."""
+    def neighborhoods(self, candidate_features: Tensor, queries: Tensor, filled: Tensor | None = None) -> Neighborhoods:
+        """`find_neighborhoods` with this loss's K, K' and U; shapes as in `forward`."""
         return find_neighborhoods(
-            candidate_features, queries, self.num_neighbors, self.num_outsiders, self.outlier_neighbors
+            candidate_features, queries, self.num_neighbors, self.num_outsiders, self.outlier_neighbors, filled
         )
 
     def score(
@@ -85,12 +86,13 @@ class DistanceAwareContrastiveLoss(nn.Module):
         """Eq. 19 for neighborhoods that are known already; shapes as in `forward`."""
         p = at_least_float32(query_probabilities)
         candidates = candidate_probabilities.detach().to(p.dtype)
-        with full_precision(p.device):
-            attraction = torch.einsum("qc,qkc->qk", p, candidates[neighborhoods.neighbors])  # [Q, K]
-            separation = torch.einsum("qc,qkc->qk", p, candidates[neighborhoods.outsiders])  # [Q, K']
+        attraction = _agreement(p, candidates, neighborhoods.neighbors)  # [Q, K]
+        separation = _agreement(p, candidates, neighborhoods.outsiders)  # [Q, K']
         affinity = self._affinity(neighborhoods.relevant.to(p.dtype))
         psi = separation.sum(1) - (affinity * attraction).sum(1)  # Eq. 18
-        kept = ~neighborhoods.outlier if self.detect_outliers else torch.ones_like(neighborhoods.outlier)
+        kept = (torch.cat((neighborhoods.neighbors, neighborhoods.outsiders), 1) >= 0).any(1)
+        if self.detect_outliers:
+            kept = kept & ~neighborhoods.outlier
         return psi.masked_fill(~kept, 0.0).sum() / kept.sum().clamp(min=1)
 
     def _affinity(self, relevant: Tensor) -> Tensor:
@@ -105,3 +107,9 @@ class DistanceAwareContrastiveLoss(nn.Module):
             f"outlier_neighbors={self.outlier_neighbors}, ordinary_affinity={self.ordinary_affinity}, "
             f"partition_neighbors={self.partition_neighbors}, detect_outliers={self.detect_outliers}"
         )
+
+
+def _agreement(p: Tensor, candidates: Tensor, index: Tensor) -> Tensor:
+    """p_m · p_n for the candidates n of each query m: [Q, C], [N, C] and [Q, K] -> [Q, K]; 0 where n is -1."""
+    with full_precision(p.device):
+        return torch.einsum("qc,qkc->qk", p, candidates[index]).masked_fill(index < 0, 0.0)

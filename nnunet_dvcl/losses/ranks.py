@@ -9,7 +9,9 @@ _GROUP = 16
 _ROUNDING = 1e-5  # of a cosine in float32, with a margin
 
 
-def rank_seen_by_neighbors(features: Tensor, similarity: Tensor, queries: Tensor, neighbors: Tensor) -> Tensor:
+def rank_seen_by_neighbors(
+    features: Tensor, absent: Tensor, similarity: Tensor, queries: Tensor, neighbors: Tensor
+) -> Tensor:
     """How many candidates are nearer to a neighbor than the query is; the neighbor itself does not count.
 
     Nearer by more than rounding: equal candidates are equally near, in whatever order a product of matrices adds.
@@ -17,7 +19,8 @@ def rank_seen_by_neighbors(features: Tensor, similarity: Tensor, queries: Tensor
 
     Args:
         features: [N, d] all candidates, of length 1.
-        similarity: [Q, N] cosine of queries and candidates, -inf for the query itself.
+        absent: [N] 0, or -inf: the row is no candidate.
+        similarity: [Q, N] cosine of queries and candidates; -inf for the query itself and what is absent.
         queries: [Q] int64, rows of the candidates.
         neighbors: [Q, K] int64, nearest first.
 
@@ -26,7 +29,7 @@ def rank_seen_by_neighbors(features: Tensor, similarity: Tensor, queries: Tensor
     """
     # a GPU has counted among all before the host knows which queries have few candidates within reach
     if features.device.type != "cpu" or neighbors.shape[1] == 0:
-        return _rank_among_all(features, queries, neighbors)
+        return _rank_among_all(features, absent, queries, neighbors)
     reach = _reach(similarity.gather(1, neighbors[:, -1:]))
     similarity = F.pad(similarity, (0, -len(features) % _GROUP), value=-torch.inf)
     near = similarity.unflatten(1, (_GROUP, -1)).amax(1) > reach  # [Q, groups]
@@ -36,7 +39,7 @@ def rank_seen_by_neighbors(features: Tensor, similarity: Tensor, queries: Tensor
     inside = similarity[query[:, None], candidate] > reach[query]
     query = query[:, None].expand_as(inside)[inside]
     ranks = _rank_among(features, queries, neighbors, query, candidate[inside])
-    ranks[~few] = _rank_among_all(features, queries[~few], neighbors[~few])
+    ranks[~few] = _rank_among_all(features, absent, queries[~few], neighbors[~few])
     return ranks
 
 
@@ -66,14 +69,15 @@ def _tie(features: Tensor) -> float:
     return 8 * torch.finfo(features.dtype).eps
 
 
-def _rank_among_all(features: Tensor, queries: Tensor, neighbors: Tensor) -> Tensor:
+def _rank_among_all(features: Tensor, absent: Tensor, queries: Tensor, neighbors: Tensor) -> Tensor:
     viewers, viewed = neighbors.flatten(), queries[:, None].expand_as(neighbors).flatten()
     parts = chunks(viewers)
     similarity = features.new_empty(len(parts[0]), len(features))  # one for all parts: fresh memory costs a CPU time
     tie = _tie(features)
     ranks = []
     for n, m in zip(parts, chunks(viewed), strict=True):
-        rows = torch.mm(features[n], features.T, out=similarity[: len(n)]).scatter_(1, n[:, None], -torch.inf)
+        rows = torch.addmm(absent, features[n], features.T, out=similarity[: len(n)])
+        rows.scatter_(1, n[:, None], -torch.inf)
         # in place, as 0.0 and 1.0: twice as fast as to sum bools
         ranks.append(rows.gt_(rows.gather(1, m[:, None]) + tie).sum(1).long())
     return torch.cat(ranks).view_as(neighbors)

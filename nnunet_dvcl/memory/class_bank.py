@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from nnunet_dvcl.memory.writing import write_rows
+
 
 class ClassBank(nn.Module):
     """One first-in-first-out ring of anchor features per class; their mean is the center of the class.
@@ -46,19 +48,12 @@ class ClassBank(nn.Module):
         if features.shape[1:] != self.features.shape[2:]:
             raise ValueError(f"features have shape {tuple(features.shape)}, expected [n, {self.features.shape[2]}]")
         classes = classes.where(features.isfinite().all(1), -1)
-        if len(features) == 0:
-            return
         one_hot = (classes[:, None] == torch.arange(self.num_classes, device=classes.device)).long()  # [n, C]
         arrived = one_hot.sum(0)  # [C]
         position = (one_hot.cumsum(0) - 1).gather(1, classes.clamp(min=0)[:, None])[:, 0]  # [n], place within the class
         kept = (classes >= 0) & (position >= (arrived - self.capacity)[classes])
-        # a fixed number of rows, so that no device waits for the host: in the place of a row that is not kept, a kept
-        # one is stored again, and if none is kept, what is there already
-        source = torch.arange(len(features), device=kept.device).where(kept, kept.int().argmax())
-        ring = classes[source].clamp(min=0)
-        slot = (self.cursor[ring] + position[source]) % self.capacity
-        rows = features.detach()[source].to(self.features)
-        self.features[ring, slot] = rows.where(kept.any(), self.features[ring, slot])
+        slot = classes * self.capacity + (self.cursor[classes] + position) % self.capacity
+        write_rows(self.features.flatten(0, 1), slot, features, kept)
         self.cursor.copy_((self.cursor + arrived) % self.capacity)
         self.count.copy_((self.count + arrived).clamp(max=self.capacity))
 

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from nnunet_dvcl.memory.writing import write_rows
+
 
 class FeatureQueue(nn.Module):
     """A first-in-first-out queue of rows; a row has one part per width, for instance a feature and its probabilities.
@@ -29,68 +31,70 @@ class FeatureQueue(nn.Module):
             self.register_buffer(_buffer(part), torch.zeros(capacity, width))
         self.register_buffer("cursor", torch.zeros((), dtype=torch.int64))
         self.register_buffer("count", torch.zeros((), dtype=torch.int64))
-        self._length: int | None = 0  # `count` on the host; None: not known
-        self.register_load_state_dict_post_hook(_forget_length)
 
     def __len__(self) -> int:
-        if self._length is None:
-            self._length = int(self.count)
-        return self._length
+        """The number of filled slots; on a GPU, the host waits for it."""
+        return int(self.count)
 
     @torch.no_grad()
-    def push(self, **rows: Tensor) -> Tensor:
-        """Stores n rows in order; the oldest make way.
-
-        A row that is not finite in each part is not stored: its slot keeps what it held.
+    def push(self, drawn: Tensor | None = None, /, **rows: Tensor) -> Tensor:
+        """Stores rows in order; the oldest make way. A row that is not finite in each part is not stored.
 
         Args:
+            drawn: [n] bool, False: not to be stored; None: all are.
             **rows: [n, width] for each part, any floating dtype.
 
         Returns:
-            [n] int64: the index of each row in what `rows()` gives now; -1: dropped, because more than `capacity` rows
-            came at once and only the last ones are kept.
+            [n] int64: the slot of each row; -1: not stored, or more than `capacity` rows came at once, of which only
+            the last ones are kept.
 
         Raises:
             ValueError: other parts or widths than at construction, or parts of different length.
         """
-        n = self._checked_length(rows)
-        slots = (self.cursor + torch.arange(n, device=self.cursor.device)) % self.capacity
-        slots[: max(n - self.capacity, 0)] = -1
-        kept = slice(max(n - self.capacity, 0), n)
-        finite = torch.stack([values.isfinite().all(1) for values in rows.values()]).all(0)[kept, None]
+        self._check(rows)
+        stored = torch.stack([values.isfinite().all(1) for values in rows.values()]).all(0)
+        if drawn is not None:
+            stored &= drawn
+        place, arrived = stored.cumsum(0) - 1, stored.sum()
+        kept = stored & (place >= arrived - self.capacity)
+        slots = ((self.cursor + place) % self.capacity).where(kept, -1)
         for part, values in rows.items():
-            buffer = self.get_buffer(_buffer(part))
-            buffer[slots[kept]] = torch.where(finite, values[kept].detach().to(buffer), buffer[slots[kept]])
-        self._length = min(len(self) + n, self.capacity)
-        self.cursor.copy_((self.cursor + n) % self.capacity)
-        self.count.copy_((self.count + n).clamp(max=self.capacity))
+            write_rows(self._storage(part), slots, values, kept)
+        self.cursor.copy_((self.cursor + arrived) % self.capacity)
+        self.count.copy_((self.count + arrived).clamp(max=self.capacity))
         return slots
 
-    def rows(self) -> dict[str, Tensor]:
-        """The filled rows of each part, [len(self), width] float32, as views: the next `push` writes into them."""
-        count = len(self)
-        return {part: self.get_buffer(_buffer(part))[:count] for part in self.parts}
+    def slots(self) -> tuple[dict[str, Tensor], Tensor]:
+        """All slots of each part, [capacity, width] float32, and which are filled, [capacity] bool.
 
-    def _checked_length(self, rows: dict[str, Tensor]) -> int:
+        The parts are views: the next `push` writes into them.
+        """
+        filled = torch.arange(self.capacity, device=self.count.device) < self.count
+        return {part: self._storage(part) for part in self.parts}, filled
+
+    def rows(self) -> dict[str, Tensor]:
+        """The filled slots of each part, [len(self), width] float32, as views."""
+        count = len(self)
+        return {part: self._storage(part)[:count] for part in self.parts}
+
+    def _storage(self, part: str) -> Tensor:
+        return self.get_buffer(_buffer(part))
+
+    def _check(self, rows: dict[str, Tensor]) -> None:
         if set(rows) != set(self.parts):
             raise ValueError(f"rows have the parts {sorted(rows)}, expected {sorted(self.parts)}")
         for part, values in rows.items():
-            width = self.get_buffer(_buffer(part)).shape[1]
+            width = self._storage(part).shape[1]
             if values.ndim != 2 or values.shape[1] != width:
                 raise ValueError(f"{part} have shape {tuple(values.shape)}, expected [n, {width}]")
         lengths = {part: len(values) for part, values in rows.items()}
         if len(set(lengths.values())) > 1:
             raise ValueError(f"parts of different length: {lengths}")
-        return next(iter(lengths.values()))
 
     def extra_repr(self) -> str:
-        widths = ", ".join(f"{part}={self.get_buffer(_buffer(part)).shape[1]}" for part in self.parts)
+        widths = ", ".join(f"{part}={self._storage(part).shape[1]}" for part in self.parts)
         return f"{self.capacity}, {widths}"
 
 
 def _buffer(part: str) -> str:
     return f"{part}_rows"
-
-
-def _forget_length(queue: FeatureQueue, _: object) -> None:
-    queue._length = None

@@ -66,6 +66,7 @@ class NeighborhoodCurves:
         labels = self.validation_voxels.labels.to(self.device)
         logits, features = self.validation_voxels.look(forward, self.device)
         _, unreliable, _ = split_by_entropy(self.labels.entropy(logits), self.config.entropy_alpha)
-        drawn = draw_voxels(unreliable, self.config.num_queries, torch.Generator(self.device).manual_seed(0))
-        correct = self.labels.predicted(logits[drawn]) == labels[drawn]
-        return self.companions[f"head_{name}"](features[drawn]), labels[drawn], correct
+        index, drawn = draw_voxels(unreliable, self.config.num_queries, torch.Generator(self.device).manual_seed(0))
+        index = index[drawn]
+        correct = self.labels.predicted(logits[index]) == labels[index]
+        return self.companions[f"head_{name}"](features[index]), labels[index], correct

@@ -18,6 +18,7 @@ class nnUNetTrainerCL_VCL(nnUNetTrainerDVCL):
     """
 
     def score(self, step: Step, voxels: dict[str, Voxels], queries: Queries) -> Tensor:
+        queries = queries.compact()
         centers = self.memory["bank"].centers()
         probabilities = self.labels.class_probabilities(queries.logits)
         return complementary_label_contrast(

@@ -19,14 +19,33 @@ from nnunet_dvcl.trainers.nnUNetTrainerSSL import Step, Term
 
 
 class Queries(NamedTuple):
-    """Q unreliable voxels, rank by rank those of A first, and the candidates that they are compared with."""
+    """Q voxels drawn from the unreliable ones, those of A first, and the candidates that they are compared with.
 
-    index: dict[str, Tensor]  # network -> int64, into this rank's voxels, batch first
+    Q and N are the same in each step, so that a GPU need not wait for the host to know them. Where there are fewer
+    unreliable voxels, or candidates so far, rows are left that take no part.
+    """
+
+    index: dict[str, Tensor]  # network -> [Q / 2] int64, into this rank's voxels, batch first
+    here: Tensor  # [Q] bool, whether it is a voxel of this rank
     logits: Tensor  # [Q, C] float32, with gradient
     probabilities: Tensor  # [Q, width of the labels] float32, with gradient; a dot product of two is their agreement
     features: Tensor  # [Q, d] float32, with gradient
-    rows: Tensor  # [Q] int64, each query's own row among the candidates
+    rows: Tensor  # [Q] int64, each query's own row among the candidates; -1: takes no part
     candidates: dict[str, Tensor]  # "features" [N, d] and "probabilities" [N, width], without gradient
+    filled: Tensor  # [N] bool, False: takes no part
+
+    def compact(self) -> Queries:
+        """Only the rows that take part; the host waits for their number."""
+        drawn = self.rows >= 0
+        number = int(self.filled.sum())
+        return self._replace(
+            logits=self.logits[drawn],
+            probabilities=self.probabilities[drawn],
+            features=self.features[drawn],
+            rows=self.rows[drawn],
+            candidates={part: rows[:number] for part, rows in self.candidates.items()},
+            filled=self.filled[:number],
+        )
 
 
 class nnUNetTrainerDVCL(NeighborhoodCurves, nnUNetTrainerCPS_HqCL):
@@ -62,28 +81,31 @@ class nnUNetTrainerDVCL(NeighborhoodCurves, nnUNetTrainerCPS_HqCL):
 
     def draw_queries(self, step: Step, voxels: dict[str, Voxels]) -> Queries:
         """Random unreliable voxels of both networks, which enter the queue before anything is looked up in it."""
-        index = {
-            name: draw_voxels(v.unreliable, self.config.num_queries, places=distributed.places) + step.unlabeled_offset
-            for name, v in voxels.items()
-        }
-        own_logits = torch.cat([gather_rows(step.logits[name], drawn) for name, drawn in index.items()]).float()
-        logits = distributed.concatenate(own_logits)
+        index, here = {}, []
+        for name, v in voxels.items():
+            drawn, of_this_rank = draw_voxels(v.unreliable, self.config.num_queries, places=distributed.places)
+            index[name] = drawn + step.unlabeled_offset
+            here.append(of_this_rank)
+        here = torch.cat(here)
+        logits = torch.cat([gather_rows(step.logits[name], drawn) for name, drawn in index.items()]).float()
+        logits, drawn = distributed.join(logits, here)
         probabilities = self.labels.probabilities(logits)
-        features = self.project_rows(voxels, index)
-        rows = self.memory["queue"].push(features=features, probabilities=probabilities)
-        return Queries(index, logits, probabilities, features, rows, self.memory["queue"].rows())
+        features = self.project_rows(voxels, index, here)
+        queue = self.memory["queue"]
+        rows = queue.push(drawn, features=features, probabilities=probabilities)
+        return Queries(index, here, logits, probabilities, features, rows, *queue.slots())
 
-    def project_rows(self, voxels: dict[str, Voxels], index: dict[str, Tensor]) -> Tensor:
-        """Features of drawn voxels, rank after rank and in each network after network: [Q, d]."""
+    def project_rows(self, voxels: dict[str, Voxels], index: dict[str, Tensor], here: Tensor) -> Tensor:
+        """Features of drawn voxels of all ranks, network after network: [Q, d]."""
         own = torch.cat([self.project(name, voxels[name].features, drawn) for name, drawn in index.items()])
-        return distributed.concatenate(own)
+        return distributed.join(own, here)[0]
 
     def find_neighborhoods(self, step: Step, queries: Queries) -> Neighborhoods:
         """Eq. 12, 13 and 15 for the queries, among the candidates."""
-        neighborhoods = self.dvcl.neighborhoods(queries.candidates["features"], queries.rows)
+        neighborhoods = self.dvcl.neighborhoods(queries.candidates["features"], queries.rows, queries.filled)
         step.record(
-            relevant_neighbors=neighborhoods.relevant.float().mean(),
-            outlier_queries=neighborhoods.outlier.float().mean(),
+            relevant_neighbors=neighborhoods.relevant.sum() / (neighborhoods.neighbors >= 0).sum(),
+            outlier_queries=neighborhoods.outlier.sum() / (queries.rows >= 0).sum(),
         )
         return neighborhoods
 

@@ -28,15 +28,17 @@ class nnUNetTrainerDVCL_LogLikelihood_NPS(nnUNetTrainerDVCL_noQDS):
 
 class _LossVariant(nnUNetTrainerDVCL_noNPS_noQDS):
     def other_views(self, voxels: dict[str, Voxels], queries: Queries) -> Tensor:
-        """The same voxels in the other network, [Q, d]: both see the same image, so voxel is voxel."""
+        """The queries that take part in the other network: both see the same image, so voxel is voxel."""
         other = {"A": "B", "B": "A"}
-        return self.project_rows(voxels, {other[name]: index for name, index in queries.index.items()})
+        index = {other[name]: index for name, index in queries.index.items()}
+        return self.project_rows(voxels, index, queries.here)[queries.rows >= 0]
 
 
 class nnUNetTrainerDVCL_InfoNCE(_LossVariant):
     """InfoNCE of features, neighbors against outsiders (van den Oord et al., 2018): Table 3, row 1."""
 
     def score(self, step: Step, voxels: dict[str, Voxels], queries: Queries) -> Tensor:
+        queries = queries.compact()
         found = self.find_neighborhoods(step, queries)
         candidates = queries.candidates["features"]
         return info_nce(
@@ -48,7 +50,8 @@ class nnUNetTrainerDVCL_SimCLR(_LossVariant):
     """SimCLR between the features of both networks (Chen et al., ICML 2020): Table 3, row 2."""
 
     def score(self, step: Step, voxels: dict[str, Voxels], queries: Queries) -> Tensor:
-        return sim_clr(queries.features, self.other_views(voxels, queries), self.config.temperature)
+        views = self.other_views(voxels, queries)
+        return sim_clr(queries.compact().features, views, self.config.temperature)
 
 
 class nnUNetTrainerDVCL_NNCLR(_LossVariant):
@@ -56,6 +59,7 @@ class nnUNetTrainerDVCL_NNCLR(_LossVariant):
 
     def score(self, step: Step, voxels: dict[str, Voxels], queries: Queries) -> Tensor:
         views = self.other_views(voxels, queries)
+        queries = queries.compact()
         neighbors = self.find_neighborhoods(step, queries).neighbors
         # a lonely query, the first of all, has no neighbor: it adds nothing
         nearest = queries.candidates["features"][neighbors[:, :1]].flatten(0, 1)
@@ -67,6 +71,7 @@ class nnUNetTrainerDVCL_SNCLR(_LossVariant):
 
     def score(self, step: Step, voxels: dict[str, Voxels], queries: Queries) -> Tensor:
         views = self.other_views(voxels, queries)
+        queries = queries.compact()
         neighbors = queries.candidates["features"][self.find_neighborhoods(step, queries).neighbors]
         return sn_clr(queries.features, views, neighbors, self.config.temperature)
 
@@ -75,6 +80,7 @@ class nnUNetTrainerDVCL_LogLikelihood_SNCLRWeights(_LossVariant):
     """The likelihood of DVCL with the neighbor weights of SNCLR (Ge et al., ICLR 2023): Table 3, row 6."""
 
     def score(self, step: Step, voxels: dict[str, Voxels], queries: Queries) -> Tensor:
+        queries = queries.compact()
         found = self.find_neighborhoods(step, queries)
         features, probabilities = queries.candidates["features"], queries.candidates["probabilities"]
         weights = positiveness(queries.features, features[found.neighbors])

@@ -207,13 +207,31 @@ class nnUNetTrainerSSL(nnUNetTrainerSupervised):
     def train_step(self, batch: dict) -> dict[str, float]:
         """The supervised loss of each student (DVCL, Eq. 1), the method's terms, one update; returns what is logged."""
         self.check_labels(batch)
+        self.optimizer.zero_grad(set_to_none=True)
+        terms, statistics = self._compute_terms(batch)
+        self.loss_terms = tuple(terms)
+        total = sum(term.weight * term.value for term in terms.values())
+        finite = self._optimize(total)
+        self.after_step()
+        self.iteration += 1
+
+        values = {name: term.value.detach() for name, term in terms.items()} | {"total": total.detach()}
+        on_host = to_host(values | statistics | {"skipped_steps": ~finite})
+        self.count_step(on_host["skipped_steps"], {name: on_host[name] for name in values})
+        # nnU-Net's own curves compare the training with the validation loss, so this is A's supervised loss
+        return {"loss": on_host["supervised_A"], **on_host}
+
+    def _compute_terms(self, batch: dict) -> tuple[dict[str, Term], dict[str, Tensor | float]]:
+        """All terms of the loss, and the method's statistics.
+
+        Apart from the update, so that outputs and features that no gradient needs are free by then.
+        """
         unlabeled = next(self.dataloader_unlabeled)
         target = to_device(batch["target"], self.device)
         image = torch.cat((batch["data"], unlabeled["data"])).to(self.device, non_blocking=True)
         num_labeled = len(batch["data"])
         views = self.views(image)
 
-        self.optimizer.zero_grad(set_to_none=True)
         with self._autocast():
             outputs = {name: ready_to_gather(self.forward(name, views[name])) for name in self.students()}
             terms = {
@@ -230,18 +248,8 @@ class nnUNetTrainerSSL(nnUNetTrainerSupervised):
             ignored_as_unlabeled=self.config.ignored_as_unlabeled and self.label_manager.has_ignore_label,
         )
         terms |= self.ssl_terms(step)
-        self.loss_terms = tuple(terms)
         self.before_backward(step, terms)
-        total = sum(term.weight * term.value for term in terms.values())
-        finite = self._optimize(total)
-        self.after_step()
-        self.iteration += 1
-
-        values = {name: term.value.detach() for name, term in terms.items()} | {"total": total.detach()}
-        on_host = to_host(values | step.statistics | {"skipped_steps": ~finite})
-        self.count_step(on_host["skipped_steps"], {name: on_host[name] for name in values})
-        # nnU-Net's own curves compare the training with the validation loss, so this is A's supervised loss
-        return {"loss": on_host["supervised_A"], **on_host}
+        return terms, step.statistics
 
     def _optimize(self, total: Tensor) -> Tensor:
         """Returns [] bool: whether the loss was finite."""

@@ -33,7 +33,8 @@ class ValidationVoxels:
     """
 
     def __init__(self, images: Tensor, labels: Tensor, number: int, batch_size: int):
-        self.index = draw_voxels(labels >= 0, number, torch.Generator().manual_seed(0)).sort().values  # [V], ascending
+        index, drawn = draw_voxels(labels >= 0, number, torch.Generator().manual_seed(0))
+        self.index = index[drawn].sort().values  # [V], ascending
         self.labels = labels.flatten()[self.index]  # [V]
         batches = images.split(batch_size)
         voxels_of_a_batch = batch_size * labels[0].numel()

@@ -176,9 +176,9 @@ def too_small_a_batch(given: dict) -> str:
 
 def arithmetic() -> dict[str, Any]:
     rank = distributed.rank()
-    rows = torch.full((2 * rank, 3), float(rank), requires_grad=True)  # none on rank 0
-    concatenated = distributed.concatenate(rows)
-    (concatenated * torch.arange(len(concatenated))[:, None]).sum().backward()
+    rows = torch.full((3, 3), float(rank), requires_grad=True)
+    joined, joined_mask = distributed.join(rows, torch.tensor([False, rank == 1, rank == 1]))
+    (joined * torch.arange(3)[:, None]).sum().backward()
     part = torch.tensor([rank + 1.0, 10.0])
     return {
         "total": distributed.total(part),
@@ -189,7 +189,8 @@ def arithmetic() -> dict[str, Any]:
             torch.tensor([[0.1, 0.5, torch.inf], [0.2, 0.2, 0.3]], dtype=torch.float64) + 0.05 * rank
         ),
         "ties": distributed.places(torch.zeros(1, 2)),
-        "concatenated": concatenated.detach(),
+        "joined": joined.detach(),
+        "joined_mask": joined_mask,
         "gradient": rows.grad,
         "shares": [distributed.share(size) for size in (2, 3, 5)],
         "objects": distributed.gather_objects({"rank": rank}),
@@ -206,13 +207,12 @@ def draws(classes: Tensor, per_class: int, repeat: int) -> dict[str, Any]:
     else:
         offset = 0
     torch.manual_seed(distributed.rank())
-    drawn = []
-    for _ in range(repeat):
-        index, here = draw_per_class(classes, number, per_class, places=distributed.places)
+
+    def joined(index: Tensor, here: Tensor) -> Tensor:
         table, mask = distributed.join((index + offset)[..., None].float(), here)
-        drawn.append(table[..., 0].long().where(mask, -1))
-    voxels = [draw_voxels(classes == 0, per_class, places=distributed.places) + offset for _ in range(repeat)]
-    return {
-        "per_class": torch.stack(drawn),
-        "voxels": [distributed.concatenate(v[:, None].float())[:, 0].long() for v in voxels],
-    }
+        return table[..., 0].long().where(mask, -1)
+
+    places = distributed.places
+    drawn = [joined(*draw_per_class(classes, number, per_class, places=places)) for _ in range(repeat)]
+    voxels = [joined(*draw_voxels(classes == 0, per_class, places=places)) for _ in range(repeat)]
+    return {"per_class": torch.stack(drawn), "voxels": [v[v >= 0] for v in voxels]}

@@ -34,11 +34,12 @@ def test_places_are_those_among_all_keys_and_never_the_same(of_rank):
     assert found["ties"].tolist() == ([[0, 1]], [[2, 3]])[rank]
 
 
-def test_ragged_rows_are_concatenated_with_their_gradient(of_rank):
-    """Rank 0 has no row. Each rank asks once for the gradient, which the mean of DDP makes one."""
+def test_rows_are_joined_with_their_gradient(of_rank):
+    """Rank 1 has the last two. Each rank asks once for the gradient, which the mean of DDP makes one."""
     rank, found = of_rank
-    assert found["concatenated"].tolist() == [[1, 1, 1], [1, 1, 1]]
-    assert found["gradient"].tolist() == ([], [[0, 0, 0], [2, 2, 2]])[rank]
+    assert found["joined"].tolist() == [[0, 0, 0], [1, 1, 1], [1, 1, 1]]
+    assert found["joined_mask"].tolist() == [False, True, True]
+    assert found["gradient"].tolist() == ([[0, 0, 0]] * 3, [[0, 0, 0], [2, 2, 2], [4, 4, 4]])[rank]
 
 
 def test_one_rank_communicates_nothing():
@@ -46,7 +47,6 @@ def test_one_rank_communicates_nothing():
     assert (distributed.world_size(), distributed.rank(), distributed.share(5)) == (1, 0, 5)
     assert distributed.total(values) is values
     assert distributed.mean(values) is values
-    assert distributed.concatenate(values) is values
     assert distributed.gather(values).tolist() == [[1, 2]]
     assert distributed.gather_objects("x") == ["x"]
     rows, here = torch.randn(2, 3, 4), torch.rand(2, 3) > 0.5
@@ -58,7 +58,7 @@ def test_one_rank_communicates_nothing():
 def test_places_of_one_rank_change_no_draw():
     for draw in (
         lambda **more: draw_per_class(CLASSES, 3, 6, **more),
-        lambda **more: (draw_voxels(CLASSES > 0, 6, **more),),
+        lambda **more: draw_voxels(CLASSES > 0, 6, **more),
     ):
         torch.manual_seed(3)
         expected = draw()

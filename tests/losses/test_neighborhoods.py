@@ -130,3 +130,34 @@ def test_neighborhoods_build_no_square_matrix():
     with LargestTensor() as largest:
         find_neighborhoods(features, torch.randperm(2000)[:16], 5, 5, 50)
     assert largest.numel <= 16 * 5 * 2000
+
+
+@pytest.mark.parametrize("num_filled", [1, 2, 4, 30])
+def test_rows_that_are_not_filled_might_as_well_not_be_there(num_filled):
+    """Whatever they hold; where fewer candidates than wanted are filled, nobody is found."""
+    _, _, features, _ = make_rows(n=40)
+    filled = torch.zeros(40, dtype=torch.bool)
+    filled[torch.randperm(40)[:num_filled]] = True
+    queries = filled.nonzero()[:, 0]
+    among_all = find_neighborhoods(features, queries, 5, 3, 9, filled)
+    alone = find_neighborhoods(features[filled], torch.arange(num_filled), 5, 3, 9)
+    rows = torch.cat((queries, torch.tensor([-1])))  # the last for -1
+    for found, expected in ((among_all.neighbors, alone.neighbors), (among_all.outsiders, alone.outsiders)):
+        width = min(found.shape[1], num_filled - 1)
+        assert torch.equal(found[:, :width], rows[expected[:, :width]])
+        assert (found[:, width:] == -1).all()
+    assert torch.equal(among_all.relevant[:, : alone.relevant.shape[1]], alone.relevant)
+    assert not among_all.relevant[:, alone.relevant.shape[1] :].any()
+    assert torch.equal(among_all.outlier, alone.outlier)
+
+
+def test_no_query_finds_nothing():
+    _, queries, features, _ = make_rows(n=40)
+    some = torch.tensor([-1, *queries.tolist(), -1])
+    found, expected = find_neighborhoods(features, some, 5, 3, 9), find_neighborhoods(features, queries, 5, 3, 9)
+    for part, of_queries in zip(found, expected, strict=True):
+        assert torch.equal(part[1:-1], of_queries)
+    assert (found.neighbors[[0, -1]] == -1).all()
+    assert (found.outsiders[[0, -1]] == -1).all()
+    assert not found.relevant[[0, -1]].any()
+    assert not found.outlier[[0, -1]].any()

@@ -13,7 +13,7 @@ def setting(features, num_queries=60, k=4):
     features = F.normalize(features.double(), dim=1)
     queries = torch.randperm(len(features))[:num_queries]
     similarity = (features[queries] @ features.T).scatter_(1, queries[:, None], -torch.inf)
-    return features, similarity, queries, similarity.topk(k, 1).indices
+    return features, features.new_zeros(len(features)), similarity, queries, similarity.topk(k, 1).indices
 
 
 def naive_rank(features, queries, neighbors):
@@ -33,9 +33,9 @@ def clusters(n, dim, number=12, spread=0.05):
 def test_ranks_equal_the_loops(n, dim):
     torch.manual_seed(n + dim)
     for features in (torch.randn(n, dim), clusters(n, dim), clusters(n, dim, spread=1e-4)):
-        of_features, similarity, queries, neighbors = setting(features)
-        found = rank_seen_by_neighbors(of_features, similarity, queries, neighbors)
-        assert found.tolist() == naive_rank(of_features, queries, neighbors)
+        arguments = setting(features)
+        of_features, _, _, queries, neighbors = arguments
+        assert rank_seen_by_neighbors(*arguments).tolist() == naive_rank(of_features, queries, neighbors)
 
 
 @pytest.mark.parametrize("most", [0, 3, 10, 1000])
@@ -51,11 +51,11 @@ def test_it_does_not_matter_how_many_count_as_few(most, monkeypatch):
 def test_clustered_candidates_are_not_all_gone_through(monkeypatch):
     """What makes it fast: features of voxels lie in clusters."""
     torch.manual_seed(0)
-    features, similarity, queries, neighbors = setting(clusters(4096, 16, number=64))
+    arguments = setting(clusters(4096, 16, number=64))
     counted = []
     among_all = ranks._rank_among_all
-    monkeypatch.setattr(ranks, "_rank_among_all", lambda f, q, n: counted.append(len(q)) or among_all(f, q, n))
-    rank_seen_by_neighbors(features, similarity, queries, neighbors)
+    monkeypatch.setattr(ranks, "_rank_among_all", lambda f, a, q, n: counted.append(len(q)) or among_all(f, a, q, n))
+    rank_seen_by_neighbors(*arguments)
     assert sum(counted) < 6
 
 
@@ -68,7 +68,7 @@ def test_nobody_is_nearer_among_equal_features(n, dtype):
         queries = torch.arange(n)
         similarity = (features @ features.T).scatter_(1, queries[:, None], -torch.inf)
         neighbors = similarity.topk(1, 1).indices
-        assert not rank_seen_by_neighbors(features, similarity, queries, neighbors).any()
+        assert not rank_seen_by_neighbors(features, features.new_zeros(n), similarity, queries, neighbors).any()
 
 
 def test_opposite_neighbors_have_everybody_within_reach():
@@ -77,4 +77,5 @@ def test_opposite_neighbors_have_everybody_within_reach():
     queries = torch.tensor([0])
     similarity = (features[queries] @ features.T).scatter_(1, queries[:, None], -torch.inf)
     neighbors = similarity.topk(3, 1).indices
-    assert rank_seen_by_neighbors(features, similarity, queries, neighbors).tolist() == [[2, 2, 2]]
+    absent = features.new_zeros(4)
+    assert rank_seen_by_neighbors(features, absent, similarity, queries, neighbors).tolist() == [[2, 2, 2]]

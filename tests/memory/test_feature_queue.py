@@ -119,20 +119,44 @@ def test_a_push_that_does_not_fit_is_refused_and_changes_nothing(rows):
 
 @pytest.mark.parametrize("part", ["features", "probabilities"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_row_that_is_not_finite_leaves_its_slot_as_it_was(part, value):
+def test_a_row_that_is_not_finite_is_not_stored(part, value):
     queue = FeatureQueue(4, features=3, probabilities=2)
     queue.push(**numbered(1, 4))
     rows = {name: values.clone() for name, values in numbered(5, 3).items()}
     rows[part][1, -1] = value
-    assert queue.push(**rows).tolist() == [0, 1, 2]
-    assert queue.rows()["features"][:, 0].tolist() == [5, 2, 7, 4]
-    assert queue.rows()["probabilities"][:, 0].tolist() == [-5, -2, -7, -4]
-    assert queue.push(**numbered(8, 1)).tolist() == [3]
+    assert queue.push(**rows).tolist() == [0, -1, 1]
+    assert queue.rows()["features"][:, 0].tolist() == [5, 7, 3, 4]
+    assert queue.rows()["probabilities"][:, 0].tolist() == [-5, -7, -3, -4]
+    assert queue.push(**numbered(8, 1)).tolist() == [2]
 
 
 def test_more_rows_than_fit_with_one_that_is_not_finite():
     queue = FeatureQueue(2, features=3, probabilities=2)
     rows = {part: values.clone() for part, values in numbered(1, 5).items()}
     rows["features"][3] = float("nan")
-    assert queue.push(**rows).tolist() == [-1, -1, -1, 1, 0]
-    assert queue.rows()["features"][:, 0].tolist() == [5, 0]
+    assert queue.push(**rows).tolist() == [-1, -1, 0, -1, 1]
+    assert queue.rows()["features"][:, 0].tolist() == [3, 5]
+
+
+@settings(max_examples=100, deadline=None)
+@given(capacity=st.integers(1, 9), draws=st.lists(st.lists(st.booleans(), max_size=13), max_size=8))
+def test_rows_that_are_not_drawn_might_as_well_not_be_there(capacity, draws):
+    queue, other, start = *(FeatureQueue(capacity, features=3, probabilities=2) for _ in range(2)), 0
+    for drawn in map(lambda draw: torch.tensor(draw, dtype=torch.bool), draws):
+        rows = numbered(start, len(drawn))
+        start += len(drawn)
+        slots = queue.push(drawn, **rows)
+        assert (slots[~drawn] == -1).all()
+        assert torch.equal(slots[drawn], other.push(**{part: values[drawn] for part, values in rows.items()}))
+        assert all(map(torch.equal, queue.state_dict().values(), other.state_dict().values()))
+
+
+def test_slots_are_the_rows_and_those_that_are_still_free():
+    queue = FeatureQueue(4, features=3, probabilities=2)
+    for start, expected in ((0, [True, True, True, False]), (3, [True] * 4)):
+        queue.push(**numbered(start, 3))
+        parts, filled = queue.slots()
+        assert filled.tolist() == expected
+        for part, values in queue.rows().items():
+            assert torch.equal(parts[part][filled], values)
+            assert len(parts[part]) == 4

@@ -259,7 +259,7 @@ def test_equation_11_same_prediction(start, monkeypatch):
     scored = _kept(monkeypatch, trainer, "score")
     loss = trainer.ssl_terms(step)["dvcl"].value
     queries = scored[0][2]
-    p = queries.candidates["probabilities"].double()
+    p = queries.compact().candidates["probabilities"].double()
 
     expected = []
     for name in "AB":
@@ -268,9 +268,10 @@ def test_equation_11_same_prediction(start, monkeypatch):
         expected += [_softmax(row) for row, use in zip(rows, unreliable, strict=True) if use]
     _assert_same_rows(p, torch.tensor(expected, dtype=torch.float64))
 
-    found = trainer.dvcl.neighborhoods(queries.candidates["features"], queries.rows)
+    found = trainer.dvcl.neighborhoods(queries.candidates["features"], queries.rows, queries.filled)
+    triples = torch.stack((queries.rows, found.neighbors[:, 0], found.outsiders[:, 0]), 1)[queries.rows >= 0]
     ratios = []
-    for m, n, k in zip(queries.rows.tolist(), found.neighbors[:, 0].tolist(), found.outsiders[:, 0], strict=True):
+    for m, n, k in triples.tolist():
         same = same_prediction(p[m], p)
         assert sum(same) == pytest.approx(1)
         ratios.append(math.log(same[k] / same[n]))
@@ -292,7 +293,7 @@ def test_equation_12_candidates_are_a_queue(start, monkeypatch):
     scored, stored = _kept(monkeypatch, trainer, "score"), deque(maxlen=80)
     for _ in range(4):
         trainer.ssl_terms(noise_step(trainer))
-        queries = scored[-1][2]
+        queries = scored[-1][2].compact()
         pairs = torch.cat((queries.features, queries.probabilities), 1).detach()
         assert len(pairs) == 32
         stored.extend(pairs)

@@ -90,7 +90,7 @@ def _observe(trainer, monkeypatch) -> Observed:
         _keep(monkeypatch, trainer, "_select", selected)
         _keep(monkeypatch, trainer.memory["bank"], "centers", stored, lambda given: (_leaf(given[0]), given[1]))
     if "queue" in trainer.memory:
-        _keep(monkeypatch, trainer.memory["queue"], "rows", stored, lambda rows: {k: _leaf(v) for k, v in rows.items()})
+        _keep(monkeypatch, trainer.memory["queue"], "slots", stored, _slots_as_leaves)
     ssl_terms = trainer.ssl_terms
     monkeypatch.setattr(trainer, "ssl_terms", lambda step: steps.append(step) or ssl_terms(step))
     monkeypatch.setattr(trainer, "_optimize", lambda total: torch.tensor(True))
@@ -99,9 +99,14 @@ def _observe(trainer, monkeypatch) -> Observed:
     found: dict[str, Term] = terms[0]
     values = dict(zip(SUPERVISED, supervised, strict=True)) | {name: term.value for name, term in found.items()}
     values |= dict(zip(("cps: CE(A, argmax B)", "cps: CE(B, argmax A)"), cps, strict=True))
-    leaves = [x for given in stored for x in (given.values() if isinstance(given, dict) else given[:1])]
+    leaves = [x for given, _ in stored for x in (given.values() if isinstance(given, dict) else [given])]
     weights = {name: term.weight for name, term in found.items()}
     return Observed(steps[0], dict(zip("AB", selected, strict=False)), values, weights, leaves)
+
+
+def _slots_as_leaves(given: tuple[dict[str, Tensor], Tensor]) -> tuple[dict[str, Tensor], Tensor]:
+    parts, filled = given
+    return {part: _leaf(rows) for part, rows in parts.items()}, filled
 
 
 def _leaf(x: Tensor) -> Tensor:

@@ -139,7 +139,10 @@ def test_ignored_voxels_ask_and_answer(start, label_mode, ignored_as_unlabeled):
     (found,) = queries
     labeled_voxels = step.target.numel()
     expected = []
+    here = dict(zip(found.index, found.here.chunk(2), strict=True))
+    found = found.compact()
     for name, index in found.index.items():
+        index = index[here[name]]
         assert (index < labeled_voxels).any() == ignored_as_unlabeled
         assert (step.target.flatten()[index[index < labeled_voxels]] == -1).all()
         expected.append(trainer.labels.probabilities(gather_rows(step.logits[name], index)))
@@ -153,7 +156,7 @@ def test_dvcl_contrasts_the_agreement_over_regions(start, label_mode):
     scored, score = [], trainer.score
     trainer.score = lambda *args: scored.append(args[2]) or score(*args)
     term = trainer.ssl_terms(noise_step(trainer))["dvcl"].value
-    queries = scored[0]
+    queries = scored[0].compact()
     s, r = queries.logits.sigmoid(), queries.logits.shape[1]
     torch.testing.assert_close(queries.probabilities, torch.cat((s, 1 - s), 1) / math.sqrt(r))
     found = trainer.dvcl.neighborhoods(queries.candidates["features"], queries.rows)

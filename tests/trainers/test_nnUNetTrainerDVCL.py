@@ -50,16 +50,42 @@ def test_queries_enter_the_queue_before_the_search(start, monkeypatch):
     seen = {}
     original = DistanceAwareContrastiveLoss.neighborhoods
 
-    def spy(self, features, queries):
-        seen.update(features=features.clone(), queries=queries)
-        return original(self, features, queries)
+    def spy(self, features, queries, filled):
+        seen.update(filled=filled, queries=queries)
+        return original(self, features, queries, filled)
 
     monkeypatch.setattr(DistanceAwareContrastiveLoss, "neighborhoods", spy)
     for _ in range(3):
         trainer.ssl_terms(noise_step(trainer))
         assert len(seen["queries"]) == 2 * 32
         assert (seen["queries"] >= 0).all()
-    assert len(seen["features"]) == 128 == len(trainer.memory["queue"])
+        assert seen["filled"][seen["queries"]].all()
+    assert seen["filled"].sum() == 128 == len(trainer.memory["queue"])
+
+
+def test_rows_that_are_left_take_no_part(start):
+    """Fewer unreliable voxels than queries, fewer candidates than slots: as if there were only those."""
+    trainer = start(nnUNetTrainerDVCL)
+    step = noise_step(trainer)
+    step.valid[:] = False
+    step.valid[0, 0, 0, :12] = True
+    scored, score = [], trainer.score
+    trainer.score = lambda *args: scored.append(args[2]) or score(*args)
+    term = trainer.ssl_terms(step)["dvcl"].value
+    (queries,) = scored
+    drawn = queries.rows >= 0
+    few = queries.compact()
+    assert 0 < len(few.rows) == drawn.sum() == len(trainer.memory["queue"]) < 24
+    assert len(queries.rows) == 64
+    assert len(queries.filled) == 128
+    expected = trainer.dvcl(few.probabilities, few.rows, few.candidates["features"], few.candidates["probabilities"])
+    torch.testing.assert_close(term, expected)
+    found = trainer.dvcl.neighborhoods(few.candidates["features"], few.rows)
+    torch.testing.assert_close(step.statistics["relevant_neighbors"], found.relevant.float().mean())
+    torch.testing.assert_close(step.statistics["outlier_queries"], found.outlier.float().mean())
+    (gradient,) = torch.autograd.grad(term, queries.logits)
+    assert not gradient[~drawn].any()
+    assert gradient[drawn].any()
 
 
 def test_contrast_can_start_later(start, capsys):

@@ -53,11 +53,11 @@ def test_the_other_view_is_the_same_voxel_in_the_other_network(begin):
 def test_neighbors_and_outsiders_are_those_of_dvcl(begin, name):
     trainer, step = begin(name, temperature=0.5)
     voxels, queries, term = _scored(trainer, step)
+    views, queries = trainer.other_views(voxels, queries), queries.compact()
     candidates = queries.candidates["features"]
     similarity = torch.nn.functional.cosine_similarity(queries.features[:, None], candidates[None], dim=-1).detach()
     near = similarity.clone().scatter_(1, queries.rows[:, None], -9).topk(5).indices
     far = similarity.clone().scatter_(1, queries.rows[:, None], 9).topk(5, largest=False).indices
-    views = trainer.other_views(voxels, queries)
     expected = {
         "DVCL_InfoNCE": lambda: info_nce(queries.features, candidates[near], candidates[far], 0.5),
         "DVCL_NNCLR": lambda: nn_clr(candidates[near[:, 0]], views, 0.5),
