@@ -298,13 +298,15 @@ class nnUNetTrainerSSL(nnUNetTrainerSupervised):
         super().on_train_epoch_end(train_outputs)
         of_ranks = distributed.gather_objects(collate_outputs(train_outputs))
         outputs = {key: np.concatenate([of_rank[key] for of_rank in of_ranks]) for key in of_ranks[0] if key != "loss"}
-        skipped = float(outputs.pop("skipped_steps").sum()) / len(of_ranks)  # all ranks skip the same steps
-        means = {key: _mean_of_finite(values) for key, values in outputs.items()} | {"skipped_steps": skipped}
+        skipped = outputs.pop("skipped_steps").astype(bool)
+        outputs = {key: values[~skipped] for key, values in outputs.items()}
+        means = {key: _mean_of_finite(values) for key, values in outputs.items()}
+        means["skipped_steps"] = float(skipped.sum()) / len(of_ranks)  # all ranks skip the same steps
         for key, mean in means.items():
             self._log(f"ssl/{key}", mean)
         self._print_values(means)
         for term in self.loss_terms:
-            if not outputs[term].any():
+            if len(outputs[term]) and not outputs[term].any():
                 self.print_to_log_file(f"WARNING: ssl/{term} was 0 for the whole epoch: {self.why_zero(term)}.")
 
     def on_validation_epoch_end(self, val_outputs: list[dict]) -> None:
