@@ -9,6 +9,7 @@ from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -24,6 +25,7 @@ from nnunet_dvcl.errors import UserError
 _FEW_VOXELS = 2**8  # small patches would be too small: what does not grow with the voxels would be most of a step
 _MANY_VOXELS = 2**13  # they would fill a workstation
 GIB = 2**30
+_UPDATE = "nnunet_dvcl: update"
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,12 @@ class Footprint:
     """Bytes of a training in float32."""
 
     held: int  # weights, their gradients, the optimizer's state, banks and queues
-    step: int  # the peak of what one step makes: activations, losses, their gradients
+    loss: int  # the peak of what one step makes up to its loss: activations, what the contrast compares
+    update: int  # its peak from then on: activations, gradients
+
+    @property
+    def step(self) -> int:
+        return max(self.loss, self.update)
 
     @property
     def total(self) -> int:
@@ -86,8 +93,11 @@ def estimate(
     if patch_size in (small, medium):
         return footprint(patch_size)
     (x0, one), (x1, two) = ((np.prod(patch), footprint(patch)) for patch in (small, medium))
-    slope = (two.step - one.step) / (x1 - x0)
-    return Footprint(one.held, round(two.step + slope * (np.prod(patch_size) - x1)))
+
+    def extrapolated(a: int, b: int) -> int:
+        return round(b + (b - a) / (x1 - x0) * (np.prod(patch_size) - x1))
+
+    return Footprint(one.held, extrapolated(one.loss, two.loss), extrapolated(one.update, two.update))
 
 
 def small_patch_sizes(patch_size: list[int], strides: list[list[int]]) -> tuple[list[int], list[int]]:
@@ -123,12 +133,12 @@ def measure(trainer_class: type, plans: dict, configuration: str, dataset_json: 
     for _ in range(2):
         trainer.train_step(batch)
     trainer.iteration = 0  # the first step of an epoch takes most: it looks at the gradient of each term
-    step = peak_bytes(lambda: trainer.train_step(batch))
+    peaks = _peaks_of_step(trainer, batch)
     parameters = list(itertools.chain.from_iterable(group["params"] for group in trainer.optimizer.param_groups))
     state = [value for values in trainer.optimizer.state.values() for value in values.values()]
     memory = [*trainer.memory.buffers()] if hasattr(trainer, "memory") else []
     tensors = [*parameters, *parameters, *(s for s in state if isinstance(s, torch.Tensor)), *memory]
-    return Footprint(sum(t.numel() * t.element_size() for t in tensors), step)
+    return Footprint(sum(t.numel() * t.element_size() for t in tensors), *peaks)
 
 
 def _noise(trainer, batch_size: int, scales: list | None) -> dict:
@@ -151,11 +161,35 @@ def _noise(trainer, batch_size: int, scales: list | None) -> dict:
 
 def peak_bytes(call: Callable[[], object]) -> int:
     """The most that the tensors made by one call hold at once on the CPU: not what was there before."""
+    return max((held for _, held in _held_over_time(_profiled(call))), default=0)
+
+
+def _peaks_of_step(trainer: Any, batch: dict) -> tuple[int, int]:
+    """Up to the loss and from then on: over the voxels each is a straight line, and the larger of both is none."""
+    optimize = trainer._optimize
+
+    def marked(total: torch.Tensor) -> torch.Tensor:
+        with torch.profiler.record_function(_UPDATE):
+            return optimize(total)
+
+    with mock.patch.object(trainer, "_optimize", marked):
+        events = _profiled(lambda: trainer.train_step(batch))
+    begin = next(e.start_ns() for e in events if e.name() == _UPDATE)
+    held = _held_over_time(events)
+    return max(h for t, h in held if t < begin), max(h for t, h in held if t >= begin)
+
+
+def _profiled(call: Callable[[], object]) -> list[Any]:
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         call()
-    events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
-    held = itertools.accumulate(e.nbytes() for e in sorted(events, key=lambda e: e.start_ns()))
-    return max(held, default=0)
+    return profile.profiler.kineto_results.events()
+
+
+def _held_over_time(events: list[Any]) -> list[tuple[int, int]]:
+    """Nanoseconds, and the bytes that tensors hold from then on."""
+    changes = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]")
+    held = itertools.accumulate(change for _, change in changes)
+    return [(time, now) for (time, _), now in zip(changes, held, strict=True)]
 
 
 def print_estimate(dataset_name_or_id: str, configuration: str, plans_identifier: str, trainer_name: str) -> None:

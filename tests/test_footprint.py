@@ -41,7 +41,7 @@ def test_held_are_weights_gradients_momentum_and_memories(tiny_dataset, start):
     # layers that deep supervision does not weigh get no momentum
     assert 3 * 4 * parameters + memories - estimated.held in (0, 2 * 4 * unweighed)
     assert estimated.total == estimated.held + estimated.step
-    assert Footprint(10, 8).mixed_precision == 14
+    assert Footprint(10, 6, 8).mixed_precision == Footprint(10, 8, 6).mixed_precision == 14
 
 
 def test_sequential_twins_need_less(tiny_dataset):

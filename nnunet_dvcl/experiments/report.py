@@ -91,7 +91,7 @@ def markdown(place: Workplace, cases: Cases, results: Results) -> str:
             parts.append(_test_table(place, group, rows, results))
         parts.append(_count_table(rows, results))
     parts.append("![Dice of each organ](dice.png)\n")
-    return "\n".join(parts)
+    return "\n".join(filter(None, parts))
 
 
 def _what_was_compared(place: Workplace, cases: Cases, results: Results) -> str:

@@ -33,7 +33,6 @@ from nnunet_dvcl.trainers.checkpoint import SSLState
 from nnunet_dvcl.trainers.nnUNetTrainerSupervised import nnUNetTrainerSupervised
 from nnunet_dvcl.trainers.progress_plot import plot_progress
 from nnunet_dvcl.trainers.step import Step, Term, labeled_part, to_device, to_host
-from nnunet_dvcl.trainers.update import update
 
 
 class nnUNetTrainerSSL(nnUNetTrainerSupervised):
@@ -250,10 +249,6 @@ class nnUNetTrainerSSL(nnUNetTrainerSupervised):
         terms |= self.ssl_terms(step)
         self.before_backward(step, terms)
         return terms, step.statistics
-
-    def _optimize(self, total: Tensor) -> Tensor:
-        """Returns [] bool: whether the loss was finite."""
-        return update(total, self.optimizer, self.grad_scaler, self._clip_gradients)
 
     def _clip_gradients(self) -> Tensor:
         """Each network by itself, as nnU-Net does for its one."""

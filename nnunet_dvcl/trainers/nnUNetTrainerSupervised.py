@@ -173,10 +173,14 @@ class nnUNetTrainerSupervised(nnUNetTrainer):
         self.optimizer.zero_grad(set_to_none=True)
         with self._autocast():
             loss = self.loss(self.network(image), target)
-        finite = update(loss, self.optimizer, self.grad_scaler, self._clip_gradients)
+        finite = self._optimize(loss)
         output = to_host({"loss": loss.detach(), "skipped_steps": ~finite})
         self.count_step(output["skipped_steps"], {"loss": output["loss"]})
         return output
+
+    def _optimize(self, loss: Tensor) -> Tensor:
+        """Returns [] bool: whether the loss was finite."""
+        return update(loss, self.optimizer, self.grad_scaler, self._clip_gradients)
 
     def _autocast(self):
         return torch.autocast("cuda") if self.device.type == "cuda" else nullcontext()
