@@ -6,9 +6,11 @@ machine, once a GPU.
 
 import argparse
 import os
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from nnunetv2.run.run_training import get_trainer_from_args, maybe_load_checkpoint
@@ -25,6 +27,8 @@ from nnunet_dvcl.trainers import nnUNetTrainerSupervised
 TIMEOUT = timedelta(minutes=30)
 # Rank 0 alone computes the metrics and, for a cascade, predicts the unlabeled scans.
 PATIENCE = timedelta(days=7)
+_MEETING = "nnunet_dvcl: port of rank 0"
+T = TypeVar("T")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -65,16 +69,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.val_best:
         trainer.load_checkpoint(os.path.join(trainer.output_folder, "checkpoint_best.pth"))
     trainer.perform_actual_validation(args.npz)
-    _wait_for_rank_0(store)
-    dist.destroy_process_group()
+    _end(store)
 
 
-def _wait_for_rank_0(store: dist.Store) -> None:
-    """None ends before: the machine that torchrun meets at may be that of another."""
-    if dist.get_rank() == 0:
+def _end(store: dist.Store) -> None:
+    """None ends before rank 0: its machine may be where torchrun meets. Rank 0 ends last: it holds the store."""
+    rank, others = dist.get_rank(), dist.get_world_size() - 1
+    if rank == 0:
         store.set("validated", "")
     store.wait(["validated"], PATIENCE)
     dist.barrier()
+    dist.destroy_process_group()
+    store.add("left", int(rank > 0))
+    if rank == 0:
+        _wait_until(lambda: store.add("left", 0) == others or None)
 
 
 def _join_group(device: str) -> dist.Store:
@@ -97,11 +105,53 @@ def _join_group(device: str) -> dist.Store:
         torch.set_num_threads(1)
         torch.set_num_interop_threads(1)
         cudnn.deterministic, cudnn.benchmark = False, True
-    store, rank, world_size = next(dist.rendezvous("env://", timeout=TIMEOUT))
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        store = _meet(rank, world_size)
+    else:
+        store, rank, world_size = next(dist.rendezvous("env://", timeout=TIMEOUT))
     dist.init_process_group(
         "nccl" if device == "cuda" else "gloo", store=store, rank=rank, world_size=world_size, timeout=TIMEOUT
     )
     return store
+
+
+def _meet(rank: int, world_size: int) -> dist.Store:
+    """A store of these processes alone, which ends with rank 0.
+
+    That of torchrun outlives a restart, and its parts are told apart by the number of restarts, which each machine
+    counts for itself: a machine whose worker failed would look into another part than one that was told to restart.
+    """
+    host = os.environ["MASTER_ADDR"]
+    lasting = dist.TCPStore(host, int(os.environ["MASTER_PORT"]), is_master=False, timeout=TIMEOUT)
+    if rank == 0:
+        store = dist.TCPStore(host, 0, is_master=True, wait_for_workers=False, timeout=TIMEOUT)
+        lasting.set(_MEETING, str(store.port))
+        _wait_until(lambda: store.add("here", 0) == world_size - 1 or None)
+        store.set("all here", "")
+        return store
+    return _wait_until(lambda: _meet_rank_0(host, int(lasting.get(_MEETING))))
+
+
+def _meet_rank_0(host: str, port: int) -> dist.Store | None:
+    """None: that was a rank 0 of before a restart."""
+    try:
+        store = dist.TCPStore(host, port, is_master=False, timeout=timedelta(seconds=5))
+        store.add("here", 1)
+        store.wait(["all here"], TIMEOUT)
+    except RuntimeError:
+        return None
+    store.set_timeout(TIMEOUT)
+    return store
+
+
+def _wait_until(found: Callable[[], T | None]) -> T:
+    deadline = time.monotonic() + TIMEOUT.total_seconds()
+    while (result := found()) is None:
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"The processes of this training did not meet within {TIMEOUT}.")
+        time.sleep(0.1)
+    return result
 
 
 def _make_trainer(args: argparse.Namespace) -> nnUNetTrainerSupervised:
