@@ -29,6 +29,7 @@ def benchmarks_of(size: Size, device: torch.device, repeats: int | None) -> dict
         "selection": lambda: parts.selection_over_argmax(size, device, many),
         "loaders": lambda: start_up.loaders_over_nnunet(size, few),
         "start-up": lambda: start_up.start_up_over_nnunet(size, min(few, 5)),
+        "start-up-found": lambda: start_up.start_up_over_nnunet(size, min(few, 5), "nnUNetTrainer_10epochs"),
     }
 
 
