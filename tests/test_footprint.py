@@ -1,5 +1,6 @@
 """The memory of a training, estimated before it begins."""
 
+import gc
 import json
 import shutil
 
@@ -42,6 +43,26 @@ def test_held_are_weights_gradients_momentum_and_memories(tiny_dataset, start):
     assert 3 * 4 * parameters + memories - estimated.held in (0, 2 * 4 * unweighed)
     assert estimated.total == estimated.held + estimated.step
     assert Footprint(10, 6, 8).mixed_precision == Footprint(10, 8, 6).mixed_precision == 14
+
+
+@pytest.mark.parametrize("sequential_twins", [False, True])
+def test_memory_does_not_grow_with_training(start, sequential_twins):
+    """From the steps that fill the bank and the queue on."""
+    trainer = start(nnUNetTrainerDVCL, "2d_tiny", sequential_twins=sequential_twins, num_iterations_per_epoch=1000)
+    batch = next(trainer.dataloader_train)
+
+    def measure(steps: int) -> tuple[int, int]:
+        for _ in range(steps):
+            trainer.train_step(batch)
+        gc.collect()
+        held = sum(x.numel() * x.element_size() for x in gc.get_objects() if isinstance(x, torch.Tensor))
+        return held, peak_bytes(lambda: trainer.train_step(batch))
+
+    held, peak = measure(8)
+    assert trainer.memory["queue"].count == trainer.memory["queue"].capacity
+    held_later, peak_later = measure(30)
+    assert held_later == held
+    assert peak_later <= 1.05 * peak
 
 
 def test_sequential_twins_need_less(tiny_dataset):
