@@ -2,12 +2,14 @@
 
 import gc
 import json
+import math
 import shutil
 
 import pytest
 import torch
 from small_values import SMALL
 
+from nnunet_dvcl import footprint
 from nnunet_dvcl.cli import main
 from nnunet_dvcl.errors import UserError
 from nnunet_dvcl.footprint import Footprint, estimate, peak_bytes, small_patch_sizes
@@ -43,6 +45,20 @@ def test_held_are_weights_gradients_momentum_and_memories(tiny_dataset, start):
     assert 3 * 4 * parameters + memories - estimated.held in (0, 2 * 4 * unweighed)
     assert estimated.total == estimated.held + estimated.step
     assert Footprint(10, 6, 8).mixed_precision == Footprint(10, 8, 6).mixed_precision == 14
+
+
+def test_each_peak_goes_on_in_its_own_line(tiny_dataset, monkeypatch):
+    """On small patches the loss takes more, on the plan's patch the update."""
+    _with_patch(tiny_dataset, "3d_tiny", [32, 32, 24])
+
+    def measure(trainer_class, plans, configuration, dataset_json):
+        voxels = math.prod(plans["configurations"][configuration]["patch_size"])
+        return Footprint(5, 10_000 + voxels, 3 * voxels)
+
+    monkeypatch.setattr(footprint, "measure", measure)
+    estimated = estimate(tiny_dataset.name, "3d_tiny", "nnUNetPlans", "nnUNetTrainerDVCL")
+    assert estimated == Footprint(5, 10_000 + 24_576, 3 * 24_576)
+    assert estimated.step == 3 * 24_576
 
 
 @pytest.mark.parametrize("sequential_twins", [False, True])

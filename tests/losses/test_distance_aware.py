@@ -201,3 +201,21 @@ def test_autocast_changes_nothing():
 def test_impossible_values_are_named(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         DistanceAwareContrastiveLoss(**wrong)
+
+
+@pytest.mark.parametrize("num_filled", [1, 3, 30])
+def test_rows_that_take_no_part_might_as_well_not_be_there(num_filled):
+    """Queries that are none, and rows that are no candidates, whatever they hold."""
+    _, _, features, candidate_p = make_rows(n=40)
+    filled = torch.zeros(40, dtype=torch.bool)
+    filled[torch.randperm(40)[:num_filled]] = True
+    rows = filled.nonzero()[:, 0]
+    loss = DistanceAwareContrastiveLoss(5, 3, 9)
+    alone = loss(candidate_p[filled], torch.arange(num_filled), features[filled], candidate_p[filled])
+    queries = torch.cat((rows, torch.full((4,), -1)))
+    query_p = torch.cat((candidate_p[filled], torch.rand(4, candidate_p.shape[1], dtype=candidate_p.dtype)))
+    query_p.requires_grad_()
+    among_all = loss(query_p, queries, features, candidate_p, filled)
+    torch.testing.assert_close(among_all, alone)
+    among_all.backward()
+    assert not query_p.grad[-4:].any()

@@ -65,7 +65,7 @@ def test_queries_enter_the_queue_before_the_search(start, monkeypatch):
 
 def test_rows_that_are_left_take_no_part(start):
     """Fewer unreliable voxels than queries, fewer candidates than slots: as if there were only those."""
-    trainer = start(nnUNetTrainerDVCL)
+    trainer = start(nnUNetTrainerDVCL, num_neighbors=2, outlier_neighbors=2)
     step = noise_step(trainer)
     step.valid[:] = False
     step.valid[0, 0, 0, :12] = True
@@ -81,6 +81,7 @@ def test_rows_that_are_left_take_no_part(start):
     expected = trainer.dvcl(few.probabilities, few.rows, few.candidates["features"], few.candidates["probabilities"])
     torch.testing.assert_close(term, expected)
     found = trainer.dvcl.neighborhoods(few.candidates["features"], few.rows)
+    assert found.outlier.any()
     torch.testing.assert_close(step.statistics["relevant_neighbors"], found.relevant.float().mean())
     torch.testing.assert_close(step.statistics["outlier_queries"], found.outlier.float().mean())
     (gradient,) = torch.autograd.grad(term, queries.logits)
