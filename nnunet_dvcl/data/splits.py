@@ -31,29 +31,21 @@ def withheld_cases(splits_file: str, fold: int | str, labeled: Collection[str]) 
     splits = _read(splits_file)
     if int(fold) >= len(splits):
         return []
-    split = splits[int(fold)]
-    problems = _shape_problems(split)
-    if not problems:
-        problems = _role_problems(split) + _unknown_cases(split, labeled)
-    if problems:
-        raise UserError(f"Fold {fold} of {splits_file} cannot be used:\n{bullet_list(problems)}")
-    return sorted(set(split.get(KEY, [])))
+    return sorted(set(_checked(splits_file, splits, fold, labeled).get(KEY, [])))
 
 
 def validation_cases(splits_file: str, fold: int | str, labeled: Collection[str]) -> list[str]:
     """The cases that fold ``fold`` validates on, sorted; for fold "all", as in nnU-Net, all labeled cases.
 
     Raises:
-        UserError: the file does not list the fold's validation cases.
+        UserError: the file does not list the fold's validation cases, or as `withheld_cases`.
     """
     if fold == "all":
         return sorted(labeled)
     splits = _read(splits_file) if isfile(splits_file) else []
     if int(fold) >= len(splits):
         raise UserError(f"{splits_file} has no fold {fold}, so its validation cases are not known: name some cases.")
-    if problems := _shape_problems(splits[int(fold)]):
-        raise UserError(f"Fold {fold} of {splits_file} cannot be used:\n{bullet_list(problems)}")
-    return sorted(splits[int(fold)]["val"])
+    return sorted(_checked(splits_file, splits, fold, labeled)["val"])
 
 
 def folds_that_validate(splits_file: str, case: str) -> list[int]:
@@ -97,6 +89,15 @@ def _shape_problems(split: object) -> list[str]:
         elif difflib.get_close_matches(key.lower(), [KEY]):
             problems.append(f'"{key}" is not a key; did you mean "{KEY}"?')
     return problems
+
+
+def _checked(splits_file: str, splits: list, fold: int | str, labeled: Collection[str]) -> dict:
+    """The fold, which the file has."""
+    split = splits[int(fold)]
+    problems = _shape_problems(split) or _role_problems(split) + _unknown_cases(split, labeled)
+    if problems:
+        raise UserError(f"Fold {fold} of {splits_file} cannot be used:\n{bullet_list(problems)}")
+    return split
 
 
 def _role_problems(split: dict) -> list[str]:

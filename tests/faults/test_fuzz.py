@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
@@ -105,6 +105,7 @@ split_files = st.one_of(
 
 
 @fuzz(200)
+@example(content=b'[{"train": ["case_0"], "val": ["../../etc/passwd"]}]', number=0)
 @given(content=split_files, number=st.integers(0, 3))
 def test_any_split_file(tmp_path, content, number):
     labeled = [f"case_{i}" for i in range(6)]
