@@ -27,7 +27,7 @@ def rank_seen_by_neighbors(
     Returns:
         [Q, K] int64.
     """
-    # a GPU has counted among all before the host knows which queries have few candidates within reach
+    # on a GPU the host would have to wait to know which queries have few candidates within reach
     if features.device.type != "cpu" or neighbors.shape[1] == 0:
         return _rank_among_all(features, absent, queries, neighbors)
     reach = _reach(similarity.gather(1, neighbors[:, -1:]))
