@@ -21,9 +21,9 @@ from nnunet_dvcl import trainers
 from nnunet_dvcl.data.folders import check_configuration, find_plans_file
 from nnunet_dvcl.errors import UserError
 
-# of a patch behind one voxel of the coarsest level
-_FEW_VOXELS = 2**8  # small patches would be too small: what does not grow with the voxels would be most of a step
-_MANY_VOXELS = 2**13  # they would fill a workstation
+# How many voxels of a patch stand behind one of the network's coarsest level. With few, patches of two such voxels a
+# side are so small that most of a step does not grow with them; with many, they would fill a workstation.
+_FEW_VOXELS, _MANY_VOXELS = 2**8, 2**13
 GIB = 2**30
 _UPDATE = "nnunet_dvcl: update"
 
@@ -165,7 +165,7 @@ def peak_bytes(call: Callable[[], object]) -> int:
 
 
 def _peaks_of_step(trainer: Any, batch: dict) -> tuple[int, int]:
-    """Up to the loss and from then on: over the voxels each is a straight line, and the larger of both is none."""
+    """Of `Footprint.loss` and `Footprint.update`: each is a straight line over the voxels, their maximum is not."""
     optimize = trainer._optimize
 
     def marked(total: torch.Tensor) -> torch.Tensor:

@@ -8,6 +8,7 @@ import argparse
 import os
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import TypeVar
@@ -82,7 +83,8 @@ def _end(store: dist.Store) -> None:
     dist.destroy_process_group()
     store.add("left", int(rank > 0))
     if rank == 0:
-        _wait_until(lambda: store.add("left", 0) == others or None)
+        with suppress(TimeoutError):  # one that died after the barrier changes nothing
+            _wait_until(lambda: store.add("left", 0) == others or None, timedelta(minutes=1))
 
 
 def _join_group(device: str) -> dist.Store:
@@ -145,11 +147,12 @@ def _meet_rank_0(host: str, port: int) -> dist.Store | None:
     return store
 
 
-def _wait_until(found: Callable[[], T | None]) -> T:
-    deadline = time.monotonic() + TIMEOUT.total_seconds()
+def _wait_until(found: Callable[[], T | None], timeout: timedelta = TIMEOUT) -> T:
+    """What `found` returns once it is not None."""
+    deadline = time.monotonic() + timeout.total_seconds()
     while (result := found()) is None:
         if time.monotonic() > deadline:
-            raise TimeoutError(f"The processes of this training did not meet within {TIMEOUT}.")
+            raise TimeoutError(f"The processes of this training did not meet within {timeout}.")
         time.sleep(0.1)
     return result
 

@@ -92,7 +92,7 @@ def _shape_problems(split: object) -> list[str]:
 
 
 def _checked(splits_file: str, splits: list, fold: int | str, labeled: Collection[str]) -> dict:
-    """The fold, which the file has."""
+    """A fold that the file has; ``UserError`` when it is malformed, or a case has two roles or does not exist."""
     split = splits[int(fold)]
     problems = _shape_problems(split) or _role_problems(split) + _unknown_cases(split, labeled)
     if problems:

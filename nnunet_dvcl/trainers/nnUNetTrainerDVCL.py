@@ -81,14 +81,14 @@ class nnUNetTrainerDVCL(NeighborhoodCurves, nnUNetTrainerCPS_HqCL):
 
     def draw_queries(self, step: Step, voxels: dict[str, Voxels]) -> Queries:
         """Random unreliable voxels of both networks, which enter the queue before anything is looked up in it."""
-        index, here = {}, []
-        for name, v in voxels.items():
-            drawn, of_this_rank = draw_voxels(v.unreliable, self.config.num_queries, places=distributed.places)
-            index[name] = drawn + step.unlabeled_offset
-            here.append(of_this_rank)
-        here = torch.cat(here)
-        logits = torch.cat([gather_rows(step.logits[name], drawn) for name, drawn in index.items()]).float()
-        logits, drawn = distributed.join(logits, here)
+        draws = {
+            name: draw_voxels(v.unreliable, self.config.num_queries, places=distributed.places)
+            for name, v in voxels.items()
+        }
+        index = {name: drawn + step.unlabeled_offset for name, (drawn, _) in draws.items()}
+        here = torch.cat([of_this_rank for _, of_this_rank in draws.values()])
+        own_logits = torch.cat([gather_rows(step.logits[name], drawn) for name, drawn in index.items()]).float()
+        logits, drawn = distributed.join(own_logits, here)
         probabilities = self.labels.probabilities(logits)
         features = self.project_rows(voxels, index, here)
         queue = self.memory["queue"]
