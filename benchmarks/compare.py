@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 
 import torch
 
-from nnunet_dvcl.footprint import peak_bytes
+from nnunet_dvcl.tools.footprint import peak_bytes
 
 CPU = torch.device("cpu")
 

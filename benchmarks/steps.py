@@ -10,7 +10,7 @@ from benchmarks.compare import Comparison, compare
 from benchmarks.sizes import Size
 from benchmarks.synthetic import empty_folders, labeled_batch, start_trainer, with_full_queue
 from nnunet_dvcl.trainers import nnUNetTrainerCPS, nnUNetTrainerDVCL
-from nnunet_dvcl.trainers.step import Step
+from nnunet_dvcl.trainers.base.step import Step
 
 
 def dvcl_over_cps(size: Size, device: torch.device, repeats: int) -> Comparison:

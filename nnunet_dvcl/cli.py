@@ -5,15 +5,16 @@ import sys
 from collections.abc import Sequence
 
 from nnunet_dvcl import __version__
-from nnunet_dvcl.commands import (
+from nnunet_dvcl.errors import UserError
+from nnunet_dvcl.tools.commands import (
     configure,
     convert,
     demo,
     doctor,
     experiment,
     export,
+    footprint,
     inspect,
-    memory,
     plot,
     predict_next_stage,
     preprocess,
@@ -21,7 +22,6 @@ from nnunet_dvcl.commands import (
     split,
     trainers,
 )
-from nnunet_dvcl.errors import UserError
 
 # in the order of ``nnunet_dvcl --help``
 COMMANDS = (
@@ -29,7 +29,7 @@ COMMANDS = (
     split,
     preprocess,
     configure,
-    memory,
+    footprint,
     predict_next_stage,
     plot,
     export,

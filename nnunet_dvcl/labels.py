@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from nnunet_dvcl.losses import cross_pseudo_supervision, cross_region_supervision, voxel_entropy
-from nnunet_dvcl.losses.precision import at_least_float32, wide_dtype
+from nnunet_dvcl.voxels.precision import at_least_float32, wide_dtype
 
 UNKNOWN = -1
 

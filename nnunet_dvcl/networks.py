@@ -12,7 +12,7 @@ from torch._dynamo import OptimizedModule
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
-from nnunet_dvcl.gathering import with_dense_gradient
+from nnunet_dvcl.voxels.gathering import with_dense_gradient
 
 
 def unwrap(network: nn.Module) -> nn.Module:

@@ -336,3 +336,11 @@ def _add_tiny_configurations(tiny: TinyDataset) -> None:
             "architecture": architecture,
         }
     tiny.write_plans(plans)
+
+
+@pytest.fixture(params=["Blosc2", "Numpy"])
+def dataset_class(request, tiny_dataset):
+    """nnU-Net's dataset class; the labeled folder of 3d_fullres is stored with it."""
+    from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
+
+    return nnUNetDatasetBlosc2 if request.param == "Blosc2" else request.getfixturevalue("as_numpy")

@@ -35,7 +35,7 @@ def test_imports_without_nnunet_and_without_the_rest(part, other):
     assert done.returncode == 0, done.stderr
     loaded = done.stdout.split()
     assert f"nnunet_dvcl.{part}" in loaded
-    for stranger in (other, "trainers", "data", "discovery", "cli"):
+    for stranger in (other, "trainers", "data", "discovery", "tools", "cli"):
         assert not [name for name in loaded if f"{name}.".startswith(f"nnunet_dvcl.{stranger}.")]
 
 
@@ -53,28 +53,36 @@ def imported_modules(file: Path) -> set[str]:
     return names
 
 
+# what no part imports, beside `tools` (which only the command line does)
 FORBIDDEN = {
-    "losses": ("nnunetv2", "nnunet_dvcl.memory", "nnunet_dvcl.data", "nnunet_dvcl.trainers", "nnunet_dvcl.discovery"),
-    "memory": ("nnunetv2", "nnunet_dvcl.losses", "nnunet_dvcl.data", "nnunet_dvcl.trainers", "nnunet_dvcl.discovery"),
-    "sampling.py": ("nnunetv2", "nnunet_dvcl.data", "nnunet_dvcl.trainers", "nnunet_dvcl.discovery"),
-    "labels.py": (
-        "nnunetv2",
-        "nnunet_dvcl.memory",
-        "nnunet_dvcl.data",
-        "nnunet_dvcl.trainers",
-        "nnunet_dvcl.discovery",
-    ),
-    "data": ("nnunet_dvcl.trainers", "nnunet_dvcl.discovery"),
-    "plots": ("nnunet_dvcl.trainers", "nnunet_dvcl.discovery"),
-    "trainers": ("nnunet_dvcl.discovery",),
+    "voxels": ("nnunetv2", "losses", "memory", "labels", "networks", "data", "cascade", "diagnostics", "trainers"),
+    "losses": ("nnunetv2", "memory", "labels", "networks", "data", "cascade", "diagnostics", "trainers"),
+    "memory": ("nnunetv2", "losses", "labels", "networks", "data", "cascade", "diagnostics", "trainers"),
+    "labels.py": ("nnunetv2", "memory", "data", "cascade", "diagnostics", "trainers"),
+    "networks.py": ("nnunetv2", "losses", "memory", "data", "cascade", "diagnostics", "trainers"),
+    "data": ("losses", "memory", "networks", "cascade", "diagnostics", "trainers"),
+    "cascade": ("losses", "memory", "diagnostics", "trainers"),
+    "diagnostics": ("trainers",),
+    "trainers": (),
+    "train.py": (),
+    "figures.py": ("nnunetv2", "trainers"),
 }
 
 
 @pytest.mark.parametrize("part", FORBIDDEN)
 def test_no_file_imports_against_the_direction(part):
     path = PACKAGE / part
+    forbidden = [name if name == "nnunetv2" else f"nnunet_dvcl.{name.removesuffix('.py')}" for name in FORBIDDEN[part]]
+    forbidden += ["nnunet_dvcl.discovery", "nnunet_dvcl.tools", "nnunet_dvcl.cli"]
     files = [path] if path.suffix else sorted(path.rglob("*.py"))
     assert files
     for file in files:
         for name in imported_modules(file):
-            assert not f"{name}.".startswith(tuple(f"{x}." for x in FORBIDDEN[part])), f"{file} imports {name}"
+            assert not f"{name}.".startswith(tuple(f"{x}." for x in forbidden)), f"{file} imports {name}"
+
+
+def test_nothing_but_the_command_line_imports_the_tools():
+    for file in sorted(PACKAGE.rglob("*.py")):
+        if file != PACKAGE / "cli.py" and PACKAGE / "tools" not in file.parents:
+            for name in imported_modules(file):
+                assert not f"{name}.".startswith("nnunet_dvcl.tools."), f"{file} imports {name}"

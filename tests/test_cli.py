@@ -111,7 +111,7 @@ def test_what_is_missing_is_said(argv, capsys):
 
 
 def test_convert(fake):
-    calls = fake("nnunet_dvcl.convert.dataset", "convert_dataset")
+    calls = fake("nnunet_dvcl.tools.convert.raw_dataset", "convert_dataset")
     options = ["--link", "--max-unlabeled", "378", "--any-count", "--ignore-geometry"]
     assert main(["convert", "flare22", "downloads", "-d", "22"]) == 0
     assert main(["convert", "amos", "downloads", "-d", "23", *options]) == 0
@@ -161,13 +161,13 @@ def test_preprocess_refuses_an_impossible_number_of_processes(number, capsys):
     ],
 )
 def test_configure_takes_its_assignments_before_or_after_the_options(argv, fake):
-    calls = fake("nnunet_dvcl.configure", "configure", result="/plans.json")
+    calls = fake("nnunet_dvcl.tools.configure", "configure", result="/plans.json")
     assert main(["configure", *argv]) == 0
     assert calls == [("501", "3d_fullres", "3d_small", "nnUNetPlans", ["batch_size=2", "ssl.num_epochs=20"])]
 
 
 def test_configure_puts_the_preset_before_what_is_given(fake, capsys):
-    calls = fake("nnunet_dvcl.configure", "configure", result="/plans.json")
+    calls = fake("nnunet_dvcl.tools.configure", "configure", result="/plans.json")
     argv = ["configure", "-d", "501", "-c", "3d_fullres", "--name", "mine", "--preset", "paper"]
     assert main([*argv, "batch_size=3"]) == main(argv) == 0
     (*_, given), (*_, alone) = calls
@@ -176,7 +176,7 @@ def test_configure_puts_the_preset_before_what_is_given(fake, capsys):
 
 
 def test_plot_curves(fake):
-    calls = fake("nnunet_dvcl.plots.curves", "plot_curves")
+    calls = fake("nnunet_dvcl.tools.plots.curves", "plot_curves")
     assert main(["plot", "curves", "a"]) == 0
     assert main(["plot", "curves", "a", "b/fold_0", "-o", "elsewhere"]) == 0
     assert main(["plot", "curves", "a", "--keys", "cps", "val_*"]) == 0
@@ -188,7 +188,7 @@ def test_plot_curves(fake):
 
 
 def test_plot_features(fake):
-    calls = fake("nnunet_dvcl.plots.features", "plot_features")
+    calls = fake("nnunet_dvcl.tools.plots.features", "plot_features")
     needed = ["plot", "features", "-d", "501", "-c", "2d", "-f", "0", "-tr", "nnUNetTrainerDVCL"]
     options = ["-p", "Mine", "--cases", "a", "b", "-chk", "best", "-device", "cuda", "--voxels", "9", "-o", "elsewhere"]
     assert main(needed) == 0
@@ -208,11 +208,11 @@ def test_plot_features_refuses_what_cannot_be(option, capsys):
 
 
 def test_export(fake, capsys):
-    module = ModuleType("nnunet_dvcl.export.model")
+    module = ModuleType("nnunet_dvcl.tools.export.model")
     module.NETWORKS, calls = {"a": "A", "both": "AB"}, []
     module.export_model = lambda *args: calls.append(args)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(sys.modules, "nnunet_dvcl.export.model", module)
+        patch.setitem(sys.modules, "nnunet_dvcl.tools.export.model", module)
         assert main(["export", "model", "--network", "a", "--to", "out"]) == 0
         assert capsys.readouterr().out.endswith("-m out -f 0\n")
         options = ["-f", "1", "-chk", "best", "--no-compare", "-device", "cpu"]
@@ -225,24 +225,24 @@ def test_export(fake, capsys):
 
 
 def test_demo(fake):
-    calls = fake("nnunet_dvcl.demo.run", "run_demo")
+    calls = fake("nnunet_dvcl.tools.demo.run", "run_demo")
     assert main(["demo"]) == 0
     assert main(["demo", "-o", "elsewhere", "--quick"]) == 0
     assert calls == [("./nnunet_dvcl_demo", False), ("elsewhere", True)]
 
 
 def test_doctor_decides_the_exit_status(fake):
-    fake("nnunet_dvcl.doctor", "main", result=1)
+    fake("nnunet_dvcl.tools.doctor", "main", result=1)
     assert main(["doctor"]) == 1
 
 
 def test_a_user_error_is_a_message_not_a_traceback(fake, capsys):
-    fake("nnunet_dvcl.demo.run", "run_demo", error=UserError("the folder is full. Make room"))
+    fake("nnunet_dvcl.tools.demo.run", "run_demo", error=UserError("the folder is full. Make room"))
     assert main(["demo"]) == 1
     assert capsys.readouterr().err == "Error: the folder is full. Make room\n"
 
 
 def test_another_error_is_not_hidden(fake):
-    fake("nnunet_dvcl.demo.run", "run_demo", error=ZeroDivisionError())
+    fake("nnunet_dvcl.tools.demo.run", "run_demo", error=ZeroDivisionError())
     with pytest.raises(ZeroDivisionError):
         main(["demo"])

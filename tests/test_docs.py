@@ -16,12 +16,12 @@ from torch.distributed.run import get_args_parser
 import nnunet_dvcl
 import nnunet_dvcl.losses
 import nnunet_dvcl.memory
-import nnunet_dvcl.sampling
 import nnunet_dvcl.trainers
+import nnunet_dvcl.voxels.sampling
 from nnunet_dvcl import distributed, train
 from nnunet_dvcl.cli import _parser
 from nnunet_dvcl.config import CPSConfig, DVCLConfig, HqCLConfig, SSLConfig, TrainingConfig, check_ssl, known_options
-from nnunet_dvcl.configure import _parse
+from nnunet_dvcl.tools.configure import _parse
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -169,7 +169,7 @@ def arguments(call: str) -> list[tuple[str, object]]:
     return named + ([(spec.kwarg.arg, ...)] if spec.kwarg else [])
 
 
-@pytest.mark.parametrize("module", [nnunet_dvcl.losses, nnunet_dvcl.memory, nnunet_dvcl.sampling, distributed])
+@pytest.mark.parametrize("module", [nnunet_dvcl.losses, nnunet_dvcl.memory, nnunet_dvcl.voxels.sampling, distributed])
 def test_the_api_page_has_every_signature(module):
     headings = api_headings(module)
     assert {heading.partition("(")[0] for heading in headings} == public_names(module)

@@ -1,6 +1,5 @@
 """Unlabeled scans: found, checked, preprocessed and loaded, with never a label read."""
 
-from nnunet_dvcl.data.dataset import ImageMask, NumpyDataset, UnlabeledDataset
 from nnunet_dvcl.data.loader import (
     UnlabeledLoader,
     allowed_workers,
@@ -12,7 +11,7 @@ from nnunet_dvcl.data.loader import (
 from nnunet_dvcl.data.preprocess import preprocess_unlabeled
 from nnunet_dvcl.data.twin_views import twin_views
 from nnunet_dvcl.data.unlabeled import get_unlabeled_dataset
-from nnunet_dvcl.data.validation import draw_validation_patches
+from nnunet_dvcl.data.unlabeled_dataset import ImageMask, NumpyDataset, UnlabeledDataset
 
 __all__ = [
     "ImageMask",
@@ -21,7 +20,6 @@ __all__ = [
     "UnlabeledLoader",
     "allowed_workers",
     "divide_workers",
-    "draw_validation_patches",
     "get_unlabeled_dataset",
     "preprocess_unlabeled",
     "start_augmenter",

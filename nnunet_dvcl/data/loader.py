@@ -14,8 +14,8 @@ from batchgeneratorsv2.transforms.utils.remove_label import RemoveLabelTansform
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
-from nnunet_dvcl.data.dataset import UnlabeledDataset
 from nnunet_dvcl.data.processes import exit_with_parent
+from nnunet_dvcl.data.unlabeled_dataset import UnlabeledDataset
 from nnunet_dvcl.errors import UserError
 
 _WORKERS_VARIABLE = "nnUNet_n_proc_DA"

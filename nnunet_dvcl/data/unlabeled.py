@@ -4,7 +4,6 @@ from os.path import isdir
 
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
-from nnunet_dvcl.data.dataset import UnlabeledDataset
 from nnunet_dvcl.data.folders import DatasetFolders
 from nnunet_dvcl.data.manifest import is_current, preprocessing_settings
 from nnunet_dvcl.data.preprocess import ScanPreprocessor, preprocess_images
@@ -12,6 +11,7 @@ from nnunet_dvcl.data.processes import Log
 from nnunet_dvcl.data.raw import find_unlabeled_images
 from nnunet_dvcl.data.splits import check_scans_have_no_label, withheld_cases
 from nnunet_dvcl.data.storage import complete_cases
+from nnunet_dvcl.data.unlabeled_dataset import UnlabeledDataset
 from nnunet_dvcl.errors import UserError
 
 

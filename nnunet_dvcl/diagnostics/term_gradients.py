@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from nnunet_dvcl.gathering import to_dense
+from nnunet_dvcl.voxels.gathering import to_dense
 
 
 def relative_gradients(

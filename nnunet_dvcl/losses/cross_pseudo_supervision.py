@@ -3,7 +3,7 @@
 from torch import Tensor
 from torch.nn import functional as F
 
-from nnunet_dvcl.losses.precision import wide_dtype
+from nnunet_dvcl.voxels.precision import wide_dtype
 
 _IGNORED = -100
 

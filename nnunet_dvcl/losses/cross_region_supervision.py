@@ -3,7 +3,7 @@
 from torch import Tensor
 from torch.nn import functional as F
 
-from nnunet_dvcl.losses.precision import at_least_float32
+from nnunet_dvcl.voxels.precision import at_least_float32
 
 
 def cross_region_supervision(logits_a: Tensor, logits_b: Tensor, valid: Tensor, count: Tensor | None = None) -> Tensor:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from nnunet_dvcl.losses.neighborhoods import Neighborhoods, find_neighborhoods
-from nnunet_dvcl.losses.precision import at_least_float32, full_precision
+from nnunet_dvcl.voxels.precision import at_least_float32, full_precision
 
 
 class DistanceAwareContrastiveLoss(nn.Module):

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from nnunet_dvcl.losses.precision import at_least_float32
+from nnunet_dvcl.voxels.precision import at_least_float32
 
 
 def voxel_entropy(probabilities: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from nnunet_dvcl.losses.precision import at_least_float32, full_precision
+from nnunet_dvcl.voxels.precision import at_least_float32, full_precision
 
 
 def info_nce(queries: Tensor, positives: Tensor, negatives: Tensor, temperature: float = 1.0) -> Tensor:

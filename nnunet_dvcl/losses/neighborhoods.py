@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from nnunet_dvcl.losses.precision import at_least_float32, full_precision
-from nnunet_dvcl.losses.ranks import chunks, rank_seen_by_neighbors
-from nnunet_dvcl.topk import topk
+from nnunet_dvcl.voxels.precision import at_least_float32, full_precision
+from nnunet_dvcl.voxels.ranks import chunks, rank_seen_by_neighbors
+from nnunet_dvcl.voxels.topk import topk
 
 
 class Neighborhoods(NamedTuple):

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from nnunet_dvcl.losses.precision import at_least_float32, full_precision
+from nnunet_dvcl.voxels.precision import at_least_float32, full_precision
 
 
 def soft_neighbor_likelihood(

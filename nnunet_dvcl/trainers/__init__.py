@@ -1,6 +1,7 @@
 """The trainers that nnU-Net finds by name: ``nnUNetv2_train ... -tr <name>``."""
 
-from nnunet_dvcl.trainers.lengths import trainer_of_length
+from nnunet_dvcl.trainers.base.lengths import trainer_of_length
+from nnunet_dvcl.trainers.base.nnUNetTrainerSSL import nnUNetTrainerSSL
 from nnunet_dvcl.trainers.nnUNetTrainerCL_VCL import nnUNetTrainerCL_VCL
 from nnunet_dvcl.trainers.nnUNetTrainerCPS import nnUNetTrainerCPS
 from nnunet_dvcl.trainers.nnUNetTrainerCPS_HqCL import nnUNetTrainerCPS_HqCL
@@ -20,7 +21,6 @@ from nnunet_dvcl.trainers.nnUNetTrainerDVCL_losses import (
     nnUNetTrainerDVCL_SNCLR,
 )
 from nnunet_dvcl.trainers.nnUNetTrainerDVCL_Paper import nnUNetTrainerCPS_Paper, nnUNetTrainerDVCL_Paper
-from nnunet_dvcl.trainers.nnUNetTrainerSSL import nnUNetTrainerSSL
 from nnunet_dvcl.trainers.nnUNetTrainerSupervised import nnUNetTrainerSupervised
 
 __all__ = [

@@ -5,9 +5,9 @@ from __future__ import annotations
 from torch import Tensor
 
 from nnunet_dvcl.losses import complementary_label_contrast
+from nnunet_dvcl.trainers.base.nnUNetTrainerSSL import Step
 from nnunet_dvcl.trainers.nnUNetTrainerCPS_HqCL import Voxels
 from nnunet_dvcl.trainers.nnUNetTrainerDVCL import Queries, nnUNetTrainerDVCL
-from nnunet_dvcl.trainers.nnUNetTrainerSSL import Step
 
 
 class nnUNetTrainerCL_VCL(nnUNetTrainerDVCL):

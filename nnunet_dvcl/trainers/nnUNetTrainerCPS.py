@@ -12,7 +12,7 @@ from nnunet_dvcl.config import CPSConfig
 from nnunet_dvcl.data import twin_views
 from nnunet_dvcl.losses import gaussian_rampup
 from nnunet_dvcl.networks import run_again_for_gradients
-from nnunet_dvcl.trainers.nnUNetTrainerSSL import Step, Term, nnUNetTrainerSSL
+from nnunet_dvcl.trainers.base.nnUNetTrainerSSL import Step, Term, nnUNetTrainerSSL
 
 # nnU-Net's supervised loss is Dice + CE, twice the paper's (Dice + CE)/2: doubling the other terms keeps its ratios
 SUPERVISED_SCALE = 2.0

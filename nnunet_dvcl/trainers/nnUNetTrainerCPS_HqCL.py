@@ -10,14 +10,14 @@ from torch import Tensor, nn
 from nnunet_dvcl import distributed
 from nnunet_dvcl.config import HqCLConfig
 from nnunet_dvcl.diagnostics import relative_gradients
-from nnunet_dvcl.gathering import gather_rows
 from nnunet_dvcl.labels import UNKNOWN
 from nnunet_dvcl.losses import HighQualityContrastiveLoss, gaussian_rampup
 from nnunet_dvcl.memory import ClassBank
 from nnunet_dvcl.networks import FeatureHead, FeatureTap, last_segmentation_layer
-from nnunet_dvcl.sampling import draw_per_class, split_by_entropy
+from nnunet_dvcl.trainers.base.nnUNetTrainerSSL import Step, Term
 from nnunet_dvcl.trainers.nnUNetTrainerCPS import SUPERVISED_SCALE, nnUNetTrainerCPS
-from nnunet_dvcl.trainers.nnUNetTrainerSSL import Step, Term
+from nnunet_dvcl.voxels.gathering import gather_rows
+from nnunet_dvcl.voxels.sampling import draw_per_class, split_by_entropy
 
 
 class Voxels(NamedTuple):

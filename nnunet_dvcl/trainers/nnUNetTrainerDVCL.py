@@ -9,13 +9,13 @@ from torch import Tensor, nn
 
 from nnunet_dvcl import distributed
 from nnunet_dvcl.config import DVCLConfig
-from nnunet_dvcl.gathering import gather_rows
+from nnunet_dvcl.diagnostics.neighborhood_curves import NeighborhoodCurves
 from nnunet_dvcl.losses import DistanceAwareContrastiveLoss, Neighborhoods
 from nnunet_dvcl.memory import FeatureQueue
-from nnunet_dvcl.sampling import draw_voxels
-from nnunet_dvcl.trainers.neighborhood_curves import NeighborhoodCurves
+from nnunet_dvcl.trainers.base.nnUNetTrainerSSL import Step, Term
 from nnunet_dvcl.trainers.nnUNetTrainerCPS_HqCL import Voxels, nnUNetTrainerCPS_HqCL
-from nnunet_dvcl.trainers.nnUNetTrainerSSL import Step, Term
+from nnunet_dvcl.voxels.gathering import gather_rows
+from nnunet_dvcl.voxels.sampling import draw_voxels
 
 
 class Queries(NamedTuple):

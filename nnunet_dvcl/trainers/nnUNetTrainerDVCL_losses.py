@@ -9,13 +9,13 @@ from __future__ import annotations
 from torch import Tensor
 
 from nnunet_dvcl.losses import info_nce, nn_clr, positiveness, sim_clr, sn_clr, soft_neighbor_likelihood
+from nnunet_dvcl.trainers.base.nnUNetTrainerSSL import Step
 from nnunet_dvcl.trainers.nnUNetTrainerCPS_HqCL import Voxels
 from nnunet_dvcl.trainers.nnUNetTrainerDVCL import (
     Queries,
     nnUNetTrainerDVCL_noNPS_noQDS,
     nnUNetTrainerDVCL_noQDS,
 )
-from nnunet_dvcl.trainers.nnUNetTrainerSSL import Step
 
 
 class nnUNetTrainerDVCL_LogLikelihood(nnUNetTrainerDVCL_noNPS_noQDS):

@@ -22,16 +22,16 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import Tensor, nn
 
 from nnunet_dvcl import distributed
+from nnunet_dvcl.cascade.previous_stage import PreviousStage, check_stages, stage_before
 from nnunet_dvcl.config import TrainingConfig
 from nnunet_dvcl.data import NumpyDataset
-from nnunet_dvcl.data.previous_stage import PreviousStage, check_stages, stage_before
 from nnunet_dvcl.data.splits import withheld_cases
 from nnunet_dvcl.errors import UserError
 from nnunet_dvcl.files import replacing, writing
 from nnunet_dvcl.networks import full_resolution, unwrap
-from nnunet_dvcl.trainers.checkpoint import SSLState, add_ssl_state, read_ssl_state
-from nnunet_dvcl.trainers.step import to_device, to_host
-from nnunet_dvcl.trainers.update import MOST_SKIPPED_IN_A_ROW, SkippedSteps, update
+from nnunet_dvcl.trainers.base.checkpoint import SSLState, add_ssl_state, read_ssl_state
+from nnunet_dvcl.trainers.base.step import to_device, to_host
+from nnunet_dvcl.trainers.base.update import MOST_SKIPPED_IN_A_ROW, SkippedSteps, update
 
 
 class nnUNetTrainerSupervised(nnUNetTrainer):

@@ -15,10 +15,11 @@ from torch import Tensor
 from torch import distributed as dist
 
 import nnunet_dvcl.trainers as trainers
-from nnunet_dvcl import distributed, next_stage
+from nnunet_dvcl import distributed
+from nnunet_dvcl.cascade import next_stage
 from nnunet_dvcl.errors import UserError
 from nnunet_dvcl.networks import unwrap
-from nnunet_dvcl.sampling import draw_per_class, draw_voxels
+from nnunet_dvcl.voxels.sampling import draw_per_class, draw_voxels
 
 TIMEOUT = timedelta(minutes=5)  # ranks that wait for each other are found out
 

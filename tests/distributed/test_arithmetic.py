@@ -5,7 +5,7 @@ import torch
 from jobs import CLASSES
 
 from nnunet_dvcl import distributed
-from nnunet_dvcl.sampling import draw_per_class, draw_voxels
+from nnunet_dvcl.voxels.sampling import draw_per_class, draw_voxels
 
 
 @pytest.fixture(params=[0, 1])

@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from nnunet_dvcl.configure import configure
 from nnunet_dvcl.data import UnlabeledDataset, preprocess_unlabeled
 from nnunet_dvcl.data.folders import find_plans_file
 from nnunet_dvcl.data.raw import find_unlabeled_images
 from nnunet_dvcl.data.splits import validation_cases, withheld_cases
 from nnunet_dvcl.data.storage import complete_cases
 from nnunet_dvcl.errors import UserError
+from nnunet_dvcl.tools.configure import configure
 from nnunet_dvcl.trainers import nnUNetTrainerSupervised
 
 

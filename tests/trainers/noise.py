@@ -3,7 +3,7 @@
 import torch
 
 from nnunet_dvcl.networks import full_resolution, ready_to_gather
-from nnunet_dvcl.trainers.step import Step
+from nnunet_dvcl.trainers.base.step import Step
 
 
 def noise_step(trainer, progress: float = 0.5) -> Step:

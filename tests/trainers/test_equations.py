@@ -33,9 +33,9 @@ from nnunet_dvcl.losses import (
     find_neighborhoods,
     voxel_entropy,
 )
-from nnunet_dvcl.sampling import split_by_entropy
 from nnunet_dvcl.trainers import nnUNetTrainerCPS, nnUNetTrainerCPS_HqCL, nnUNetTrainerDVCL
 from nnunet_dvcl.trainers import nnUNetTrainerDVCL_noNPS_noQDS as nnUNetTrainerLikelihood
+from nnunet_dvcl.voxels.sampling import split_by_entropy
 
 EVERY_VOXEL = 4 * 2 * 16 * 16  # of both networks, in the four patches of 2d_tiny
 

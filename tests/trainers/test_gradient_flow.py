@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 import nnunet_dvcl.trainers as trainers
-from nnunet_dvcl.gathering import to_dense
 from nnunet_dvcl.networks import last_segmentation_layer
+from nnunet_dvcl.trainers.base.step import Step, Term
 from nnunet_dvcl.trainers.nnUNetTrainerCPS_HqCL import Voxels
-from nnunet_dvcl.trainers.step import Step, Term
+from nnunet_dvcl.voxels.gathering import to_dense
 
 # the names of the modules are the functions' too
 CPS_MODULES = [

@@ -8,8 +8,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from nnunet_dvcl.losses import neighborhoods, ranks
+from nnunet_dvcl.losses import neighborhoods
 from nnunet_dvcl.trainers import nnUNetTrainerCPS, nnUNetTrainerCPS_HqCL, nnUNetTrainerDVCL, nnUNetTrainerDVCL_noQDS
+from nnunet_dvcl.voxels import ranks
 
 _READ_BY_HOST = {"aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "aten::is_nonzero"}
 _INDEXED = {"aten::index", "aten::index_put_", "aten::_index_put_impl_"}

@@ -8,10 +8,10 @@ import torch
 from naive_pseudo_labels import naive_cps, naive_entropy, naive_split
 from noise import noise_step
 
-from nnunet_dvcl.gathering import gather_rows
 from nnunet_dvcl.losses import complementary_label_contrast, cross_region_supervision
 from nnunet_dvcl.networks import run_with_features
 from nnunet_dvcl.trainers import nnUNetTrainerCL_VCL, nnUNetTrainerCPS, nnUNetTrainerDVCL
+from nnunet_dvcl.voxels.gathering import gather_rows
 
 MODES = ["labels", "ignore", "regions", "regions + ignore"]
 IGNORED = 3

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from nnunet_dvcl.footprint import peak_bytes
+from nnunet_dvcl.tools.footprint import peak_bytes
 from nnunet_dvcl.trainers import nnUNetTrainerCPS, nnUNetTrainerDVCL
 
 

@@ -5,11 +5,11 @@ import torch
 from noise import noise_step
 
 import nnunet_dvcl.trainers as trainers
-from nnunet_dvcl.gathering import to_dense
 from nnunet_dvcl.losses import DistanceAwareContrastiveLoss
 from nnunet_dvcl.trainers import nnUNetTrainerDVCL
+from nnunet_dvcl.trainers.base.nnUNetTrainerSSL import Step
 from nnunet_dvcl.trainers.nnUNetTrainerCPS_HqCL import Voxels
-from nnunet_dvcl.trainers.nnUNetTrainerSSL import Step
+from nnunet_dvcl.voxels.gathering import to_dense
 
 
 @pytest.mark.parametrize("configuration", ["2d_tiny", "3d_tiny"])

@@ -5,8 +5,8 @@ import torch
 from noise import noise_step
 
 import nnunet_dvcl.trainers as trainers
-from nnunet_dvcl.gathering import gather_rows
 from nnunet_dvcl.losses import complementary_label_contrast, info_nce, nn_clr, sim_clr, sn_clr
+from nnunet_dvcl.voxels.gathering import gather_rows
 
 VARIANTS = [
     *("DVCL_InfoNCE", "DVCL_SimCLR", "DVCL_NNCLR", "DVCL_SNCLR", "CL_VCL"),

@@ -12,7 +12,7 @@ from torch import distributed, nn
 from nnunet_dvcl.errors import UserError
 from nnunet_dvcl.networks import unwrap
 from nnunet_dvcl.trainers import nnUNetTrainerDVCL, nnUNetTrainerSupervised
-from nnunet_dvcl.trainers.update import update
+from nnunet_dvcl.trainers.base.update import update
 
 TRAINERS = (nnUNetTrainerSupervised, nnUNetTrainerDVCL)
 

@@ -1,0 +1,1 @@
+"""What the next stage of a cascade needs of the unlabeled scans."""

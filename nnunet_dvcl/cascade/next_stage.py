@@ -1,0 +1,182 @@
+"""What the next stage of a cascade needs of the unlabeled cases: network A's prediction of each, in its shape."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import nullcontext
+from os.path import isfile, join
+
+import numpy as np
+import torch
+from batchgenerators.utilities.file_and_folder_operations import load_json
+from nnunetv2.inference.export_prediction import resample_and_save
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+from torch import nn
+from tqdm import tqdm
+
+from nnunet_dvcl import distributed
+from nnunet_dvcl.cascade.previous_stage import (
+    PreviousStage,
+    predicted_cases,
+    stage_before,
+    stages_after,
+    with_previous_stage,
+)
+from nnunet_dvcl.config import SSLConfig
+from nnunet_dvcl.data import UnlabeledDataset, get_unlabeled_dataset
+from nnunet_dvcl.data.folders import DatasetFolders
+from nnunet_dvcl.data.messages import bullet_list
+from nnunet_dvcl.data.processes import Log, in_processes, locked
+from nnunet_dvcl.data.storage import HIDDEN_FOLDER, remove_leftovers, whole_files, write_json
+from nnunet_dvcl.errors import UserError
+from nnunet_dvcl.networks import unwrap
+
+
+def predict_unlabeled(
+    predictor: nnUNetPredictor, trainer: str, configuration: str, fold: int | str, num_processes: int, log: Log
+) -> list[str]:
+    """Predicts the unlabeled cases of a fold, from both sources, for each next stage that the plans name.
+
+    What the same network has predicted before is kept, unless the case was preprocessed anew since. Scans that the next
+    stage has not yet preprocessed are preprocessed first. Several ranks divide the cases.
+
+    Args:
+        predictor: with the network; tiles and mirroring as nnU-Net validates.
+        trainer, configuration, fold: of the network, as nnU-Net's commands name them.
+        num_processes: that resample and save; this process predicts.
+        log: prints.
+
+    Returns:
+        The folders with the predictions, one a next stage. A prediction is nnU-Net's label map, [*S] of the next stage.
+
+    Raises:
+        UserError: a next stage is not preprocessed, or there is no unlabeled case.
+    """
+    plans_manager = predictor.plans_manager
+    stages = stages_after(plans_manager, trainer, configuration, fold)
+    if not stages:
+        return []
+
+    before = stage_before(plans_manager, trainer, configuration, fold)
+
+    def unlabeled(name: str, use_folder: bool, previous_stage: PreviousStage | None = None) -> UnlabeledDataset:
+        return get_unlabeled_dataset(
+            plans_manager,
+            plans_manager.get_configuration(name),
+            predictor.dataset_json,
+            fold,
+            num_processes,
+            log,
+            use_folder,
+            previous_stage and previous_stage.unlabeled,
+        )
+
+    for stage in stages:
+        next_configuration = plans_manager.get_configuration(stage.next_stage).configuration
+        use_folder = SSLConfig.from_plans(next_configuration).unlabeled_folder
+        cases = unlabeled(configuration, use_folder, before)
+        _predict_stage(predictor, stage, cases, unlabeled(stage.next_stage, use_folder), num_processes, log)
+    return [stage.unlabeled for stage in stages]
+
+
+def _predict_stage(
+    predictor: nnUNetPredictor,
+    stage: PreviousStage,
+    cases: UnlabeledDataset,
+    targets: UnlabeledDataset,
+    num_processes: int,
+    log: Log,
+) -> None:
+    if strangers := sorted(set(targets.identifiers) - set(cases.identifiers)):
+        raise UserError(
+            f"These scans are preprocessed for {stage.next_stage}, but not for {stage.configuration}: run nnunet_dvcl "
+            f"preprocess -d {stage.dataset} -c {stage.configuration} where imagesTr_unlabeled is.\n"
+            f"{bullet_list(strangers)}"
+        )
+    folder = stage.unlabeled
+    hidden = join(folder, HIDDEN_FOLDER)
+    os.makedirs(hidden, exist_ok=True)
+    with locked(join(hidden, "lock"), log) if distributed.rank() == 0 else nullcontext():
+        if distributed.rank() == 0:
+            remove_leftovers(folder)
+            _keep_what_was_made_by(predictor.network, folder)
+        distributed.barrier()
+        made_at = {case: file.stat().st_mtime for case, file in predicted_cases(folder).items()}
+        own = targets.identifiers[distributed.rank() :: distributed.world_size()]
+        todo = [case for case in own if made_at.get(case, 0) < max(cases.written_at(case), targets.written_at(case))]
+        log(f"Predicting {len(todo)} of {len(own)} unlabeled cases for {stage.next_stage} into {folder}")
+        saved = in_processes(_save, _predictions(predictor, stage, cases, targets, todo), min(num_processes, len(todo)))
+        for _ in tqdm(saved, total=len(todo), desc="Unlabeled cases", disable=distributed.rank() > 0):
+            pass
+        distributed.barrier()
+
+
+def _predictions(
+    predictor: nnUNetPredictor,
+    stage: PreviousStage,
+    cases: UnlabeledDataset,
+    targets: UnlabeledDataset,
+    todo: list[str],
+) -> Iterator[tuple]:
+    """What `_save` needs of each case: made one by one, as logits are large."""
+    plans_manager, configuration_manager = predictor.plans_manager, predictor.configuration_manager
+    target_manager = plans_manager.get_configuration(stage.next_stage)
+    dataset_class = DatasetFolders.of(plans_manager, target_manager).dataset_class()
+    for case in todo:
+        image, _, previous, properties = cases.load_case(case)
+        image, target = image[:], targets.load_case(case)[0]
+        if previous is not None:
+            image = with_previous_stage(image, previous[:], predictor.label_manager)
+        logits = predictor.predict_sliding_window_return_logits(torch.from_numpy(image)).cpu().numpy()
+        yield (
+            *(stage.unlabeled, case, logits, target.shape[1:], plans_manager, configuration_manager, properties),
+            *(predictor.dataset_json, dataset_class),
+        )
+
+
+def _save(
+    folder: str,
+    case: str,
+    logits: np.ndarray,
+    shape: tuple[int, ...],
+    plans_manager: PlansManager,
+    configuration_manager: ConfigurationManager,
+    properties: dict,
+    dataset_json: dict,
+    dataset_class: type[nnUNetBaseDataset],
+) -> None:
+    """nnU-Net's own resampling of logits [C, *S] to ``shape``, and its segmentation; whole or not at all."""
+    with whole_files(folder) as temporary:
+        resample_and_save(
+            logits,
+            shape,
+            join(temporary, case),
+            plans_manager,
+            configuration_manager,
+            properties,
+            dataset_json,
+            torch.get_num_threads(),
+            dataset_class,
+        )
+
+
+def _keep_what_was_made_by(network: nn.Module, folder: str) -> None:
+    """Empties ``folder`` where another network has predicted what lies in it."""
+    file, fingerprint = join(folder, HIDDEN_FOLDER, "network.json"), {"sha256": _fingerprint(network)}
+    if isfile(file) and load_json(file) == fingerprint:
+        return
+    for prediction in predicted_cases(folder).values():
+        prediction.unlink()
+    write_json(fingerprint, file)
+
+
+def _fingerprint(network: nn.Module) -> str:
+    digest = hashlib.sha256()
+    for name, weights in unwrap(network).state_dict().items():
+        digest.update(name.encode())
+        digest.update(weights.cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()

@@ -1,0 +1,174 @@
+"""The second input of a cascade: what its previous stage has predicted of each case, where it lies, what is missing.
+
+When a training of the previous stage is finished, nnU-Net predicts the validation cases of its fold: a labeled case
+gets a prediction of a network that was not trained on it. All folds share a folder, ``predicted_next_stage/<stage>``. A
+case that is unlabeled in one fold may be labeled in another. So what is predicted of unlabeled cases lies in a folder
+of each fold, ``fold_X/predicted_next_stage/<stage>``, and fold X of the cascade sees what fold X has predicted.
+"""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from os.path import isdir, join
+from pathlib import Path
+
+import numpy as np
+from nnunetv2.utilities.file_path_utilities import get_output_folder
+from nnunetv2.utilities.label_handling.label_handling import LabelManager, convert_labelmap_to_one_hot
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+from nnunet_dvcl.data.folders import DatasetFolders
+from nnunet_dvcl.data.messages import bullet_list
+from nnunet_dvcl.data.splits import folds_that_validate
+from nnunet_dvcl.data.unlabeled_dataset import UnlabeledDataset
+from nnunet_dvcl.errors import UserError
+
+_FOLDER = "predicted_next_stage"
+
+
+@dataclass(frozen=True)
+class PreviousStage:
+    """A model that predicts for the next stage of a cascade, in one fold; all names as nnU-Net's commands take them."""
+
+    dataset: str
+    trainer: str
+    plans: str
+    configuration: str
+    next_stage: str
+    fold: int | str
+
+    @property
+    def model(self) -> str:
+        return get_output_folder(self.dataset, self.trainer, self.plans, self.configuration)
+
+    @property
+    def labeled(self) -> str:
+        """nnU-Net's folder of what is predicted of labeled cases, each by the fold that validates on it."""
+        return join(self.model, _FOLDER, self.next_stage)
+
+    @property
+    def unlabeled(self) -> str:
+        """The folder of what this fold predicts of its unlabeled cases."""
+        return join(self.model, f"fold_{self.fold}", _FOLDER, self.next_stage)
+
+    def check_labeled(self, cases: Collection[str], splits_file: str) -> None:
+        """``UserError`` where one of the cases has no prediction; gives the commands that make them."""
+        missing = sorted(set(cases) - predicted_cases(self.labeled).keys())
+        if not missing:
+            return
+        validated = {case: self._validated_in(splits_file, case) for case in missing}
+        folds = sorted({folds[0] for folds in validated.values() if folds})
+        never = [case for case in missing if not validated[case]]
+        what = f"{len(missing)} of {len(cases)} labeled cases have no prediction of {self.configuration}"
+        parts = [f"{what} in {self.labeled}:", bullet_list(missing)]
+        if folds:
+            parts.append(
+                f"A training of {self.configuration} predicts the cases that its fold validates on when it is "
+                "finished. Run, with --val for a fold that is trained already:"
+            )
+            parts += [f"  {self._train_command(fold)}" for fold in folds]
+        if never:
+            parts.append(
+                f"No fold of {splits_file} validates on these, so nothing predicts them. Each labeled case of a "
+                f'cascade has to be in the "val" of some fold:'
+            )
+            parts.append(bullet_list(never))
+        raise UserError("\n".join(parts))
+
+    def check_unlabeled(self, dataset: UnlabeledDataset) -> None:
+        """``UserError`` where a case has no prediction that fits it; gives the commands that make them."""
+        predicted = predicted_cases(self.unlabeled)
+        missing = [case for case in dataset.identifiers if case not in predicted or not _fits(dataset, case)]
+        if missing:
+            raise UserError(
+                f"{len(missing)} of {len(dataset)} unlabeled cases have no prediction of {self.configuration} that "
+                f"fits them in {self.unlabeled}:\n{bullet_list(missing)}\n"
+                f"A training of {self.configuration} predicts the unlabeled cases of its fold when it is finished:\n"
+                f"  {self._train_command(self.fold)}\n"
+                "Where it is finished already, predict what is missing:\n"
+                f"  nnunet_dvcl predict-next-stage -d {self.dataset} -c {self.configuration} -f {self.fold} "
+                f"{self._trainer_options}"
+            )
+
+    def _validated_in(self, splits_file: str, case: str) -> list[int | str]:
+        return ["all"] if self.fold == "all" else folds_that_validate(splits_file, case)
+
+    def _train_command(self, fold: int | str) -> str:
+        return f"nnUNetv2_train {self.dataset} {self.configuration} {fold} {self._trainer_options}"
+
+    @property
+    def _trainer_options(self) -> str:
+        return f"-tr {self.trainer}" + ("" if self.plans == "nnUNetPlans" else f" -p {self.plans}")
+
+
+def predicted_cases(folder: str) -> dict[str, Path]:
+    """Case -> file of what is predicted for the next stage; empty when there is no folder."""
+    suffixes = (".b2nd", ".npz")  # of nnU-Net's two dataset classes
+    return {f.stem: f for f in Path(folder).iterdir() if f.suffix in suffixes} if isdir(folder) else {}
+
+
+def _fits(dataset: UnlabeledDataset, case: str) -> bool:
+    image, _, segmentation, _ = dataset.load_case(case)
+    return segmentation.shape == image.shape[1:]
+
+
+def with_previous_stage(image: np.ndarray, segmentation: np.ndarray, label_manager: LabelManager) -> np.ndarray:
+    """The input of a cascade's network, [channels + foreground labels, *S] float32.
+
+    Args:
+        image: [channels, *S] float32.
+        segmentation: [*S], nnU-Net's label map as the previous stage has predicted it.
+        label_manager: what the labels are.
+    """
+    one_hot = convert_labelmap_to_one_hot(segmentation, label_manager.foreground_labels, output_dtype=image.dtype)
+    return np.vstack((image, one_hot))
+
+
+def stage_before(
+    plans_manager: PlansManager, trainer: str, configuration: str, fold: int | str
+) -> PreviousStage | None:
+    """The model whose predictions a cascade uses; None where ``configuration`` is no cascade."""
+    previous = plans_manager.get_configuration(configuration).previous_stage_name
+    names = plans_manager.dataset_name, trainer, plans_manager.plans_name
+    return None if previous is None else PreviousStage(*names, previous, configuration, fold)
+
+
+def stages_after(plans_manager: PlansManager, trainer: str, configuration: str, fold: int | str) -> list[PreviousStage]:
+    """``configuration`` as the previous stage of each of its `next_stages`."""
+    names = plans_manager.dataset_name, trainer, plans_manager.plans_name
+    return [PreviousStage(*names, configuration, stage, fold) for stage in next_stages(plans_manager, configuration)]
+
+
+def next_stages(plans_manager: PlansManager, configuration: str) -> list[str]:
+    """The configurations that use what ``configuration`` predicts: in the plans each names the other."""
+    names = plans_manager.get_configuration(configuration).next_stage_names or []
+    known = [name for name in names if name in plans_manager.available_configurations]
+    return [name for name in known if plans_manager.get_configuration(name).previous_stage_name == configuration]
+
+
+def check_stages(plans_manager: PlansManager, configuration: str) -> None:
+    """``UserError`` where the stages before and after do not fit; nnU-Net would stumble over it after the training."""
+    manager = plans_manager.get_configuration(configuration)
+    for name in manager.next_stage_names or []:
+        if name not in plans_manager.available_configurations:
+            raise UserError(
+                f"The next stage of {configuration} is {name}, which the plans do not have. Make it (nnunet_dvcl "
+                f"configure ... --name {name} previous_stage={configuration}), or give {configuration} no next stage "
+                "(next_stage=null)."
+            )
+        # raises where the next stage is not preprocessed: the predictions are made in its shape
+        DatasetFolders.of(plans_manager, plans_manager.get_configuration(name)).dataset_class()
+    check_previous_stage(plans_manager, configuration)
+
+
+def check_previous_stage(plans_manager: PlansManager, configuration: str) -> None:
+    """``UserError`` where ``configuration`` names a previous stage that does not name it in turn."""
+    previous = plans_manager.get_configuration(configuration).previous_stage_name
+    if previous is not None and previous not in plans_manager.available_configurations:
+        raise UserError(f"The previous stage of {configuration} is {previous}, which the plans do not have.")
+    if previous is not None and configuration not in next_stages(plans_manager, previous):
+        raise UserError(
+            f"The previous stage of {configuration} is {previous}, which predicts nothing for it: the next stage of "
+            f"{previous} is {plans_manager.get_configuration(previous).configuration.get('next_stage')}. Make a "
+            f"previous stage for {configuration}: nnunet_dvcl configure ... -c {previous} --name NAME "
+            f"next_stage={configuration}; then give {configuration} the value previous_stage=NAME."
+        )

@@ -1,0 +1,190 @@
+"""Write a release as a raw data set of nnU-Net: once, resumable."""
+
+import gzip
+import os
+import shutil
+from collections import Counter
+from os.path import basename, getsize, isdir, isfile, join
+
+import nibabel
+from batchgenerators.utilities.file_and_folder_operations import load_json
+from nnunetv2.paths import nnUNet_raw
+from nnunetv2.utilities.dataset_name_id_conversion import find_candidate_datasets
+from tqdm import tqdm
+
+from nnunet_dvcl.data.folders import IMAGES_FOLDER
+from nnunet_dvcl.data.messages import bullet_list
+from nnunet_dvcl.data.raw import find_unlabeled_images
+from nnunet_dvcl.data.storage import write_json
+from nnunet_dvcl.errors import UserError
+from nnunet_dvcl.tools.convert import RELEASES
+from nnunet_dvcl.tools.convert.layout import Scan, find_scans
+from nnunet_dvcl.tools.convert.release import Release
+from nnunet_dvcl.tools.convert.segmentation import BadScan, load_image, renumbered
+
+ENDING = ".nii.gz"
+
+
+def convert_dataset(
+    dataset: str,
+    source: str,
+    dataset_id: int,
+    link: bool = False,
+    max_unlabeled: int | None = None,
+    any_count: bool = False,
+    ignore_geometry: bool = False,
+) -> str:
+    """Write one of the paper's data sets to ``nnUNet_raw/DatasetXXX_Name``.
+
+    Scans with a segmentation become ``imagesTr`` and ``labelsTr``, scans that the release provides to train on without
+    become ``imagesTr_unlabeled``, other scans without become ``imagesTs``. Images are not changed. Segmentations are
+    written anew, with consecutive labels. ``dataset.json`` comes last: without it the data set is not complete, and a
+    second run goes on where the first was stopped.
+
+    Args:
+        dataset: a key of ``RELEASES``.
+        source: the folder into which the data set was unpacked.
+        dataset_id: XXX, 1 to 999.
+        link: link to the images instead of copying them.
+        max_unlabeled: take only the first scans for ``imagesTr_unlabeled``, by name.
+        any_count: accept another number of scans than the release is known to have.
+        ignore_geometry: give each segmentation the geometry of its image, wherever it lies itself.
+
+    Returns:
+        The folder of the data set.
+
+    Raises:
+        UserError: ``nnUNet_raw`` is not set; the number belongs to another data set; the source is not as the release
+            is known to be; scans that cannot be converted (all named, the others are kept).
+    """
+    if not nnUNet_raw.is_set():
+        raise UserError(
+            "The environment variable nnUNet_raw is not set. Let it name the folder for nnU-Net's raw data sets."
+        )
+    release = RELEASES[dataset]
+    scans = _limit_unlabeled(find_scans(release, source, any_count), max_unlabeled)
+    folder = join(nnUNet_raw, f"Dataset{dataset_id:03d}_{release.name}")
+    description = _description(dataset, release, sum(scan.label is not None for scan in scans))
+    _check_number(dataset_id, folder)
+    _check_owner(folder, description)
+    _check_strays(folder, scans)
+
+    unfinished = _unfinished(folder)
+    if not isfile(join(folder, "dataset.json")) or load_json(join(folder, "dataset.json")) != description:
+        os.makedirs(folder, exist_ok=True)
+        write_json(description, unfinished)
+    problems = []
+    for scan in tqdm(scans, desc=release.name):
+        try:
+            _convert(scan, folder, release, link, ignore_geometry)
+        except BadScan as error:
+            problems.append(str(error))
+    if problems:
+        raise UserError(
+            f"{len(problems)} of {len(scans)} scans cannot be converted; the others are in {folder} and are kept. Mend "
+            f"or remove these and run again:\n{bullet_list(problems)}"
+        )
+    find_unlabeled_images(folder, description)
+    if isfile(unfinished):
+        os.replace(unfinished, join(folder, "dataset.json"))
+    counts = Counter(scan.folder for scan in scans)
+    print(folder, *(f"  {counts[name]} scans in {name}" for name in ("imagesTr", IMAGES_FOLDER, "imagesTs")), sep="\n")
+    return folder
+
+
+def _limit_unlabeled(scans: list[Scan], max_unlabeled: int | None) -> list[Scan]:
+    unlabeled = [scan for scan in scans if scan.folder == IMAGES_FOLDER][:max_unlabeled]
+    return [scan for scan in scans if scan.folder != IMAGES_FOLDER] + unlabeled
+
+
+def _description(dataset: str, release: Release, num_training: int) -> dict:
+    """``dataset.json``"""
+    return {
+        "name": release.name,
+        "reference": release.reference,
+        "converted_by": f"nnunet_dvcl convert {dataset}",
+        "channel_names": {"0": "CT"},
+        "labels": release.labels,
+        "numTraining": num_training,
+        "file_ending": ENDING,
+        # The scans of a release come in several orientations.
+        "overwrite_image_reader_writer": "NibabelIOWithReorient",
+    }
+
+
+def _unfinished(folder: str) -> str:
+    """Bears the content of ``dataset.json`` until all scans are there."""
+    return join(folder, "dataset.json.unfinished")
+
+
+def _check_number(dataset_id: int, folder: str) -> None:
+    others = [
+        str(name)
+        for name in find_candidate_datasets(dataset_id)
+        if name.startswith(f"Dataset{dataset_id:03d}_") and name != basename(folder)
+    ]
+    if others:
+        raise UserError(f"The number {dataset_id} belongs to {', '.join(others)}. Choose another one with -d.")
+
+
+def _check_owner(folder: str, description: dict) -> None:
+    """What is in the folder must come from the same conversion: others number the organs in another way."""
+    described = [file for file in (_unfinished(folder), join(folder, "dataset.json")) if isfile(file)]
+    foreign = [
+        file
+        for file in described
+        if any(load_json(file).get(key) != description[key] for key in ("converted_by", "labels"))
+    ]
+    if foreign or (not described and isdir(folder) and os.listdir(folder)):
+        raise UserError(f"{folder} was not made by this command. Choose another number with -d, or remove the folder.")
+
+
+def _check_strays(folder: str, scans: list[Scan]) -> None:
+    planned = {file for scan in scans for file in (_image_file(folder, scan), _label_file(folder, scan))}
+    folders = {join(folder, scan.folder) for scan in scans} | {join(folder, "labelsTr")}
+    present = [join(path, name) for path in sorted(folders) if isdir(path) for name in sorted(os.listdir(path))]
+    strays = [file for file in present if file not in planned and file.removesuffix(".partial") not in planned]
+    if strays:
+        raise UserError(
+            f"{folder} holds files that do not belong to what is converted now. Remove them, or choose another number "
+            f"with -d:\n{bullet_list(strays)}"
+        )
+
+
+def _convert(scan: Scan, folder: str, release: Release, link: bool, ignore_geometry: bool) -> None:
+    """The segmentation first: an image in ``imagesTr`` always has one."""
+    if scan.label is None:
+        load_image(scan.image)
+    elif not isfile(_label_file(folder, scan)):
+        segmentation = renumbered(scan.label, scan.image, release.label_of_value, ignore_geometry)
+        _write(segmentation, _label_file(folder, scan))
+    target = _image_file(folder, scan)
+    if not isfile(target) or getsize(target) != getsize(scan.image):
+        _take(scan.image, target, link)
+
+
+def _image_file(folder: str, scan: Scan) -> str:
+    return join(folder, scan.folder, f"{scan.case}_0000{ENDING}")
+
+
+def _label_file(folder: str, scan: Scan) -> str:
+    return join(folder, "labelsTr", f"{scan.case}{ENDING}")
+
+
+def _write(image: nibabel.Nifti1Image, target: str) -> None:
+    os.makedirs(os.path.dirname(target), exist_ok=True)
+    with gzip.open(f"{target}.partial", "wb", compresslevel=1) as file:
+        file.write(image.to_bytes())
+    os.replace(f"{target}.partial", target)
+
+
+def _take(source: str, target: str, link: bool) -> None:
+    os.makedirs(os.path.dirname(target), exist_ok=True)
+    partial = f"{target}.partial"
+    if os.path.lexists(partial):
+        os.remove(partial)
+    if link:
+        os.symlink(os.path.abspath(source), partial)
+    else:
+        shutil.copyfile(source, partial)
+    os.replace(partial, target)

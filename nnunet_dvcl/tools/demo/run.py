@@ -1,0 +1,228 @@
+"""The demo: nnU-Net's own training and DVCL on the phantom's few labels, command by command as a user types them."""
+
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sysconfig
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+
+from nnunet_dvcl.errors import UserError
+from nnunet_dvcl.tools.demo import report
+from nnunet_dvcl.tools.demo.phantom import ORGANS, write_dataset
+
+DATASET_ID, DATASET_NAME = 900, "Dataset900_Phantom"
+CONFIGURATION = "3d_demo"
+TRAINERS = {"nnU-Net": "nnUNetTrainerSupervised", "DVCL": "nnUNetTrainerDVCL"}
+"""Name in table and picture -> nnU-Net's ``-tr``."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much the demo does; shapes in voxels [z, y, x].
+
+    Patches are smaller than the scans: more of them in the same time, and half of them are placed on an organ drawn at
+    random (nnU-Net's foreground oversampling), without which the adrenals are hardly ever found.
+    """
+
+    num_labeled: int = 5
+    num_unlabeled: int = 32
+    num_test: int = 8
+    shape: tuple[int, int, int] = (32, 40, 48)
+    patch: tuple[int, int, int] = (24, 32, 32)
+    features: tuple[int, int, int, int] = (8, 16, 32, 64)
+    num_epochs: int = 10
+    num_iterations: int = 100
+    num_val_iterations: int = 2
+
+
+QUICK = Size(
+    num_unlabeled=2,
+    num_test=2,
+    shape=(16, 24, 24),
+    patch=(16, 16, 16),
+    features=(4, 4, 8, 8),
+    num_epochs=1,
+    num_iterations=2,
+)
+
+
+class Runner:
+    """Runs the demo's steps; what an earlier run in the same folder has finished is skipped.
+
+    Each command's output goes to ``logs/<step>.log``; an empty ``logs/<step>.done`` says that the step is finished.
+    """
+
+    def __init__(self, folder: Path):
+        self.logs = folder / "logs"
+        self.logs.mkdir(parents=True, exist_ok=True)
+        self.folders = {f"nnUNet_{name}": str(folder / name) for name in ("raw", "preprocessed", "results")}
+
+    def step(self, name: str, title: str, work: Callable[[], object]) -> None:
+        done = self.logs / f"{name}.done"
+        print(f"\n== {title}", flush=True)
+        if done.exists():
+            print("   finished before, skipped")
+            return
+        start = time.perf_counter()
+        work()
+        done.touch()
+        print(f"   {time.perf_counter() - start:.0f} s", flush=True)
+
+    def command(self, name: str, title: str, *words: object, **variables: str) -> None:
+        """One step that is one command line; `variables`: environment variables for it alone."""
+        self.step(name, title, partial(self._call, self.logs / f"{name}.log", [str(word) for word in words], variables))
+
+    def _call(self, log: Path, words: list[str], variables: dict[str, str]) -> None:
+        print(f"$ {shlex.join(words)}", flush=True)
+        environment = self._environment() | variables
+        program = shutil.which(words[0], path=environment["PATH"])
+        if program is None:
+            raise UserError(f"The command {words[0]} was not found. Install nnunet_dvcl with pip into this Python.")
+        with (
+            open(log, "w", buffering=1) as file,
+            subprocess.Popen(
+                [program, *words[1:]], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
+            ) as process,
+        ):
+            for line in process.stdout:
+                file.write(line)
+                if epoch := re.search(r": (Epoch \d+) *$", line):
+                    print(f"   {epoch[1]}", flush=True)
+        if process.returncode:
+            tail = "\n".join(log.read_text().splitlines()[-15:])
+            raise UserError(f"{words[0]} failed with status {process.returncode}. Its last lines:\n{tail}\nAll: {log}")
+
+    def _environment(self) -> dict[str, str]:
+        return {
+            **os.environ,
+            "PYTHONUNBUFFERED": "1",  # else the error of a failed command stands before what it printed last
+            **self.folders,
+            "PATH": os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", os.defpath)]),
+            "nnUNet_compile": "f",  # compiling takes longer than the demo
+            "nnUNet_def_n_proc": "1",  # each worker imports torch, which costs more than its work here
+            "nnUNet_n_proc_DA": "1",
+            "OMP_NUM_THREADS": "1",  # of workers
+            "OMP_WAIT_POLICY": "passive",  # threads that spin make a busy machine several times slower
+        }
+
+
+def run_demo(output_folder: str, quick: bool = False) -> None:
+    """Makes a phantom data set, trains on it with nnU-Net and with DVCL, predicts, compares.
+
+    Writes ``raw/``, ``preprocessed/``, ``results/``, ``predictions/``, ``logs/``, ``dice.csv`` and ``comparison.png``
+    into `output_folder`. Called again it goes on where it was stopped.
+
+    Args:
+        output_folder: a new folder, or that of an earlier run.
+        quick: a few iterations on tiny scans, which shows that everything runs and teaches the networks nothing.
+
+    Raises:
+        UserError: a command failed (shows its last lines), or the folder holds something else.
+    """
+    start = time.perf_counter()
+    size = QUICK if quick else Size()
+    folder = Path(output_folder).absolute()
+    _claim(folder, size)
+    runner = Runner(folder)
+    print("To type these commands yourself, first set:")
+    for name, value in runner.folders.items():
+        print(f"export {name}={shlex.quote(value)}")
+
+    _prepare(runner, size)
+    device = _device()
+    for title, trainer in TRAINERS.items():
+        _train_and_predict(runner, folder, title, trainer, device)
+    _compare(folder)
+    print(f"\nWhole demo: {time.perf_counter() - start:.0f} s")
+
+
+def _claim(folder: Path, size: Size) -> None:
+    """The folder is ours and of this size, or empty; a half-finished demo of another size would be mixed up."""
+    settings = folder / "demo.json"
+    wanted = json.loads(json.dumps(asdict(size)))
+    if settings.exists():
+        if json.loads(settings.read_text()) != wanted:
+            raise UserError(f"{folder} holds a demo of another size: delete it, or give another folder with -o.")
+        return
+    if folder.exists() and any(folder.iterdir()):
+        raise UserError(f"{folder} is neither empty nor an earlier demo: give another folder with -o.")
+    folder.mkdir(parents=True, exist_ok=True)
+    settings.write_text(json.dumps(wanted))
+
+
+def _prepare(runner: Runner, size: Size) -> None:
+    title = f"Phantom: {size.num_labeled} labeled, {size.num_unlabeled} unlabeled, {size.num_test} test scans"
+    numbers = size.num_labeled, size.num_unlabeled, size.num_test
+    runner.step(
+        "phantom",
+        f"{title}, {len(ORGANS)} organs",
+        lambda: write_dataset(runner.folders["nnUNet_raw"], DATASET_NAME, *numbers, shape=size.shape),
+    )
+    plan = ("nnUNetv2_plan_and_preprocess", "-d", DATASET_ID, "-c", "3d_fullres")
+    runner.command("plan", "Plan and preprocess", *plan, "-npfp", 1, "-np", 1, "--verify_dataset_integrity")
+    configure = ("nnunet_dvcl", "configure", "-d", DATASET_ID, "-c", "3d_fullres", "--name", CONFIGURATION)
+    runner.command("configure", "A small network and a short training", *configure, *_assignments(size))
+
+
+def _assignments(size: Size) -> list[str]:
+    """What makes nnU-Net's plan small: four stages, few features, few convolutions where the image is large, and a
+    memory in proportion to the patches."""
+    values = {
+        "batch_size": 2,
+        "patch_size": size.patch,
+        "architecture.arch_kwargs.n_stages": 4,
+        "architecture.arch_kwargs.features_per_stage": size.features,
+        "architecture.arch_kwargs.kernel_sizes": [[3, 3, 3]] * 4,
+        "architecture.arch_kwargs.strides": [[1, 1, 1]] + [[2, 2, 2]] * 3,
+        "architecture.arch_kwargs.n_conv_per_stage": [1, 2, 2, 2],
+        "architecture.arch_kwargs.n_conv_per_stage_decoder": [1, 1, 1],
+        "ssl.optimizer": "adamw",
+        "ssl.initial_lr": 0.01,
+        "ssl.num_epochs": size.num_epochs,
+        "ssl.num_iterations_per_epoch": size.num_iterations,
+        "ssl.num_val_iterations_per_epoch": size.num_val_iterations,
+        "ssl.seed": 0,
+        "ssl.num_queries": 256,
+        "ssl.queue_capacity": 4096,
+    }
+    texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in values.items()}
+    return [f"{key}={text.replace(' ', '')}" for key, text in texts.items()]
+
+
+def _device() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _train_and_predict(runner: Runner, folder: Path, title: str, trainer: str, device: str) -> None:
+    train = ("nnUNetv2_train", DATASET_ID, CONFIGURATION, 0, "-tr", trainer, "-device", device)
+    # no worker processes: on two cores they would only take time from the training
+    threads = {"nnUNet_n_proc_DA": "0", "OMP_NUM_THREADS": str(os.cpu_count())}
+    runner.command(f"train_{title}", f"Train: {title}", *train, **threads)
+
+    raw, predictions = Path(runner.folders["nnUNet_raw"]) / DATASET_NAME, folder / "predictions" / title
+    model = ("-d", DATASET_ID, "-c", CONFIGURATION, "-f", 0, "-tr", trainer)
+    options = ("-device", device, "--disable_tta", "-npp", 0, "-nps", 0)
+    predict = ("nnUNetv2_predict", "-i", raw / "imagesTs", "-o", predictions, *model, *options)
+    runner.command(f"predict_{title}", f"Predict the test scans: {title}", *predict)
+
+    files = ("-djfile", predictions / "dataset.json", "-pfile", predictions / "plans.json", "-np", 1)
+    evaluate = ("nnUNetv2_evaluate_folder", raw / "labelsTs", predictions, *files)
+    runner.command(f"evaluate_{title}", f"Compare with the truth: {title}", *evaluate)
+
+
+def _compare(folder: Path) -> None:
+    predictions = {title: folder / "predictions" / title for title in TRAINERS}
+    dice = {title: report.read_dice(path / "summary.json") for title, path in predictions.items()}
+    report.write_csv(dice, folder / "dice.csv")
+    report.draw(folder / "raw" / DATASET_NAME, predictions, dice, folder / "comparison.png")
+    print(f"\n== Dice of each organ on the test scans\n{report.table(dice)}")
+    print(f"\nTable: {folder / 'dice.csv'}\nPicture: {folder / 'comparison.png'}")

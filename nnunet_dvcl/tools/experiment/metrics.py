@@ -1,0 +1,160 @@
+"""What a prediction is measured by, organ by organ."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+from batchgenerators.utilities.file_and_folder_operations import load_json
+from nnunetv2.configuration import default_num_processes
+from nnunetv2.evaluation.evaluate_predictions import compute_tp_fp_fn_tn, region_or_label_to_mask
+from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
+from surface_distance import compute_robust_hausdorff, compute_surface_dice_at_tolerance, compute_surface_distances
+from tqdm import tqdm
+
+from nnunet_dvcl.data.storage import write_json
+from nnunet_dvcl.errors import UserError
+from nnunet_dvcl.tools.model_folders import organ_names
+
+METRICS = ("Dice", "Jaccard", "HD95", "NSD")
+"""Shares in [0, 1], but HD95 in mm."""
+LOWER_IS_BETTER = ("HD95",)
+
+CaseMetrics = dict[str, dict[str, float]]
+"""Organ -> metric -> value, nan where there is none; also ``voxels`` (of the truth) and ``predicted`` (voxels)."""
+
+
+def measure(
+    truth: np.ndarray,
+    prediction: np.ndarray,
+    spacing: Sequence[float],
+    organs: Mapping[str, int | Sequence[int]],
+    ignore_label: int | None,
+    tolerance: float,
+) -> CaseMetrics:
+    """All metrics of one case.
+
+    Dice and Jaccard are those of nnU-Net's ``summary.json``. HD95 (the larger of the two directed 95th percentiles of
+    the distances between the surfaces) and NSD (Nikolov et al., 2018) are surface-distance's, which weighs each element
+    of a surface by its area.
+
+    Absent organs, as in nnU-Net: absent from truth and prediction, no value; from one of them, Dice, Jaccard and NSD
+    are 0. HD95 has no value in either case.
+
+    Args:
+        truth, prediction: [1, *S] label maps, as nnU-Net reads them.
+        spacing: mm, one number an axis of S.
+        organs: name -> label, or labels of a region.
+        ignore_label: voxels that have it in the truth count neither as the organ nor as another one.
+        tolerance: mm, of NSD.
+    """
+    ignored = truth == ignore_label if ignore_label is not None else None
+    values = {}
+    for organ, labels in organs.items():
+        region = labels if isinstance(labels, int) else tuple(labels)
+        true, predicted = (region_or_label_to_mask(seg, region) for seg in (truth, prediction))
+        tp, fp, fn, _ = (int(count) for count in compute_tp_fp_fn_tn(true, predicted, ignored))
+        overlap = {"Dice": 2 * tp, "Jaccard": tp}
+        total = {"Dice": 2 * tp + fp + fn, "Jaccard": tp + fp + fn}
+        values[organ] = {name: overlap[name] / total[name] if total[name] else math.nan for name in overlap}
+        if ignored is not None:
+            predicted = predicted & ~ignored
+        values[organ] |= _surface_metrics(true, predicted, spacing, tolerance)
+        values[organ] |= {"voxels": tp + fn, "predicted": tp + fp}
+    return values
+
+
+def _surface_metrics(
+    true: np.ndarray, predicted: np.ndarray, spacing: Sequence[float], tolerance: float
+) -> dict[str, float]:
+    if not (true.any() and predicted.any()):
+        return {"HD95": math.nan, "NSD": 0.0 if true.any() or predicted.any() else math.nan}
+    true, predicted, spacing = _of_an_image(true[0], predicted[0], spacing)
+    distances = compute_surface_distances(true, predicted, spacing)
+    return {
+        "HD95": float(compute_robust_hausdorff(distances, 95)),
+        "NSD": float(compute_surface_dice_at_tolerance(distances, tolerance)),
+    }
+
+
+def _of_an_image(true: np.ndarray, predicted: np.ndarray, spacing: Sequence[float]) -> tuple:
+    """nnU-Net reads a 2d picture as a volume of one slice, whose two faces would be most of its surface."""
+    if true.ndim == 3 and true.shape[0] == 1:
+        return true[0], predicted[0], tuple(spacing[1:])
+    return true, predicted, tuple(spacing)
+
+
+def measure_files(truth: str, prediction: str, dataset_json: dict, tolerance: float) -> CaseMetrics:
+    """`measure` of two files, read as nnU-Net reads them.
+
+    Raises:
+        UserError: their shapes differ.
+    """
+    reader = determine_reader_writer_from_dataset_json(dataset_json, truth, verbose=False)()
+    true, properties = reader.read_seg(truth)
+    predicted, _ = reader.read_seg(prediction)
+    if true.shape != predicted.shape:
+        raise UserError(f"{prediction} has the shape {predicted.shape[1:]}, expected {true.shape[1:]} as in {truth}.")
+    organs = {name: dataset_json["labels"][name] for name in organ_names(dataset_json)}
+    ignore_label = dataset_json["labels"].get("ignore")
+    return measure(true, predicted, properties["spacing"], organs, ignore_label, tolerance)
+
+
+def measure_folders(
+    folders: Mapping[Path, Path], cases: Mapping[Path, Iterable[str]], dataset_json: dict, tolerance: float
+) -> dict[Path, dict[str, CaseMetrics]]:
+    """The metrics of many folders of predictions; what is measured once is kept beside them, in ``metrics.json``.
+
+    Args:
+        folders: folder of predictions -> folder of the truth.
+        cases: folder of predictions -> its cases.
+
+    Returns:
+        Folder of predictions -> case -> metrics.
+    """
+    ending = dataset_json["file_ending"]
+    measured = {folder: _read_kept(folder, tolerance) for folder in folders}
+    todo = [
+        (folder, case, str(truth / f"{case}{ending}"), str(folder / f"{case}{ending}"))
+        for folder, truth in folders.items()
+        for case in cases[folder]
+        if case not in measured[folder]
+    ]
+    for folder, case, values in _measure_all(todo, dataset_json, tolerance):
+        measured[folder][case] = values
+    for folder in {folder for folder, *_ in todo}:
+        write_json({"tolerance_mm": tolerance, "cases": measured[folder]}, str(folder / "metrics.json"))
+    return {folder: {case: measured[folder][case] for case in cases[folder]} for folder in folders}
+
+
+def _measure_all(todo: list[tuple], dataset_json: dict, tolerance: float):
+    """Yields (folder, case, metrics)."""
+    progress = tqdm(total=len(todo), desc="Metrics", unit="case", disable=not todo)
+    workers = min(default_num_processes, os.cpu_count() or 1, len(todo) // 20)  # a worker takes seconds to start
+    with progress:
+        if workers < 2:
+            for folder, case, truth, prediction in todo:
+                yield folder, case, measure_files(truth, prediction, dataset_json, tolerance)
+                progress.update()
+            return
+        with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
+            results = [pool.submit(measure_files, *files, dataset_json, tolerance) for _, _, *files in todo]
+            for (folder, case, *_), result in zip(todo, results, strict=True):
+                yield folder, case, result.result()
+                progress.update()
+
+
+def _read_kept(folder: Path, tolerance: float) -> dict[str, CaseMetrics]:
+    """What was measured before, with this tolerance and since the predictions were made."""
+    file = folder / "metrics.json"
+    if not file.is_file():
+        return {}
+    kept = load_json(str(file))
+    if kept["tolerance_mm"] != tolerance or any(f.stat().st_mtime > file.stat().st_mtime for f in folder.iterdir()):
+        return {}
+    return kept["cases"]

@@ -1,0 +1,352 @@
+"""What all runs of an experiment share, made once: preprocessed data, configurations, splits, links to test images."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+from collections.abc import Callable, Iterable
+from copy import deepcopy
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from batchgenerators.utilities.file_and_folder_operations import load_json
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+from nnunet_dvcl import trainers
+from nnunet_dvcl.data.folders import check_configuration
+from nnunet_dvcl.data.messages import bullet_list
+from nnunet_dvcl.data.raw import find_unlabeled_images
+from nnunet_dvcl.data.storage import complete_cases, write_json
+from nnunet_dvcl.errors import UserError
+from nnunet_dvcl.tools.configure import configure
+from nnunet_dvcl.tools.experiment.experiment_file import IMAGES_TS, Experiment
+from nnunet_dvcl.tools.experiment.runs import RECORD, Run, Workplace, all_runs, split_numbers
+from nnunet_dvcl.tools.model_folders import organ_names
+from nnunet_dvcl.tools.raw_data import link_images
+from nnunet_dvcl.tools.running.command import Command, nnunet_dvcl
+from nnunet_dvcl.tools.running.lock import Lock
+from nnunet_dvcl.tools.selftrain import refuse_semi_supervised
+from nnunet_dvcl.tools.split.draw import Splits, group_by, make_splits
+from nnunet_dvcl.tools.split.split_dataset import SPLITS_FILE, TEST_FILE, check_scans, read_case_classes
+
+UNLABELED_FOLDER_KEY = "ssl.unlabeled_folder"
+
+
+@dataclass(frozen=True)
+class Cases:
+    """What the splits of a data set come to.
+
+    Attributes:
+        splits: the entries of ``splits_final.json``.
+        test: identifiers of the test cases.
+    """
+
+    splits: list[dict[str, list[str]]]
+    test: list[str]
+
+    def evaluated(self, run: Run) -> list[str]:
+        """On which a run is compared."""
+        return self.test or sorted(self.splits[run.split]["val"])
+
+
+def prepare(place: Workplace, call: Callable[[Command, str], None]) -> Cases:
+    """Makes what is missing; a second process that wants the same waits for the first.
+
+    Args:
+        place: the experiment's folders.
+        call: runs a command to its end; its second argument names the log.
+
+    Raises:
+        UserError: the data set, the splits or a trainer cannot be used; a command failed.
+    """
+    experiment = place.experiment
+    runs = all_runs(experiment)
+    check_trainers({run.row.trainer for run in runs})
+    for run in runs:
+        if run.row.selftrain is not None:
+            refuse_semi_supervised(run.row.trainer)
+    lock = Lock.acquire(place.folder / "prepare.lock") or _wait(place.folder / "prepare.lock")
+    with lock:
+        _preprocess(place, call)
+        _write_configurations(place, runs)
+        cases = _write_splits(place)
+        _preprocess_unlabeled(place, runs, cases, call)
+        _link_test_images(place, cases)
+    return cases
+
+
+def read_cases(place: Workplace) -> Cases:
+    """The cases of an experiment that was prepared before.
+
+    Raises:
+        UserError: it was not.
+    """
+    file = place.folder / "cases.json"
+    if not file.is_file():
+        raise UserError(f"{place.experiment.file} was not run yet: nnunet_dvcl experiment run {place.experiment.file}")
+    return Cases(**load_json(str(file)))
+
+
+def _wait(file: Path) -> Lock:
+    print(f"Another process prepares this experiment; waiting for it ({file})", flush=True)
+    return Lock.acquire(file, wait=True)
+
+
+# ---------------------------------------------------------------- trainers
+
+
+def check_trainers(names: Iterable[str]) -> None:
+    """``UserError`` for a trainer that nnU-Net does not find, before anything else is done."""
+    for name in names:
+        if name == "nnUNetTrainerSSL" or not (is_ours(name) or _nnunet_has(name)):
+            raise UserError(
+                f"There is no trainer {name}. Ours are listed by nnunet_dvcl trainers; nnU-Net's own are nnUNetTrainer "
+                "and its variants."
+            )
+
+
+def is_ours(trainer: str) -> bool:
+    """Whether it is one of this package's, which can be seeded."""
+    return hasattr(trainers, trainer)
+
+
+def _nnunet_has(name: str) -> bool:
+    from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+
+    with contextlib.redirect_stdout(io.StringIO()):  # the finder tells its whole way
+        try:
+            return recursive_find_trainer_class_by_name(name) is not None
+        except RuntimeError:
+            return False
+
+
+def uses_unlabeled(run: Run) -> bool:
+    trainer = getattr(trainers, run.row.trainer, None)
+    return trainer is not None and issubclass(trainer, trainers.nnUNetTrainerSSL)
+
+
+def uses_folder(run: Run) -> bool:
+    """Whether it takes the scans of ``imagesTr_unlabeled``."""
+    values = dict([*run.configuration.values, *run.row.values])
+    return run.row.selftrain is not None or (uses_unlabeled(run) and values.get(UNLABELED_FOLDER_KEY) != "false")
+
+
+# ---------------------------------------------------------------- preprocessed data
+
+
+def _preprocess(place: Workplace, call: Callable[[Command, str], None]) -> None:
+    plans = place.experiment.plans
+    bases = sorted({configuration.base or configuration.name for configuration in place.experiment.configurations})
+    plans_file = place.preprocessed / f"{plans}.json"
+    common = ("-d", place.dataset_id, "-c", *bases)
+    if not plans_file.is_file():
+        if plans != "nnUNetPlans":
+            raise UserError(
+                f"{plans_file} does not exist. Make these plans first, with nnUNetv2_plan_and_preprocess "
+                f"-d {place.dataset_id} and its option -pl."
+            )
+        call(Command("nnUNetv2_plan_and_preprocess", *common), "plan_and_preprocess")
+        return
+    manager = PlansManager(load_json(str(plans_file)))
+    for base in bases:
+        check_configuration(plans, manager.available_configurations, base)
+        if manager.get_configuration(base).previous_stage_name is not None:
+            raise UserError(f"{base} is the second stage of a cascade, which an experiment does not support yet.")
+    labeled = set(place.labeled_cases)
+    if missing := [base for base in bases if labeled - _preprocessed_cases(place, manager, base)]:
+        call(Command("nnUNetv2_preprocess", "-d", place.dataset_id, "-plans_name", plans, "-c", *missing), "preprocess")
+
+
+def _preprocessed_cases(place: Workplace, manager: PlansManager, configuration: str) -> set[str]:
+    from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
+
+    folder = str(place.preprocessed / manager.get_configuration(configuration).data_identifier)
+    try:
+        return complete_cases(folder, infer_dataset_class(folder))
+    except (OSError, AssertionError, KeyError):  # not there, or nothing in it
+        return set()
+
+
+def _preprocess_unlabeled(
+    place: Workplace, runs: list[Run], cases: Cases, call: Callable[[Command, str], None]
+) -> None:
+    scans = find_unlabeled_images(str(place.raw), place.dataset_json)
+    for run in runs:
+        needs = uses_unlabeled(run) or run.row.selftrain is not None
+        if needs and not cases.splits[run.split].get("unlabeled") and not (scans and uses_folder(run)):
+            raise UserError(
+                f"The run {run.name} has no unlabeled case: all training cases of its split keep their label, and "
+                "it takes no scans of imagesTr_unlabeled. Give its entry of trainers the key labeled, with the "
+                "amounts that it is for."
+            )
+    users = sorted(
+        {run.configuration.base or run.configuration.name for run in runs if uses_unlabeled(run) and uses_folder(run)}
+    )
+    if scans and users:
+        call(
+            nnunet_dvcl("preprocess", "-d", place.dataset_id, "-p", place.experiment.plans, "-c", *users),
+            "preprocess_unlabeled",
+        )
+
+
+# ---------------------------------------------------------------- configurations
+
+
+def _write_configurations(place: Workplace, runs: list[Run]) -> None:
+    written = {}
+    for run in runs:
+        if run.derived_configuration in written:
+            continue
+        base = run.configuration.base or run.configuration.name
+        with contextlib.redirect_stdout(io.StringIO()):  # it says how to train
+            configure(place.dataset_id, base, run.derived_configuration, place.experiment.plans, run.assignments)
+        written[run.derived_configuration] = run
+
+
+def settings(place: Workplace, run: Run, cases: Cases) -> dict:
+    """All of an experiment that a run's result depends on, as JSON holds it."""
+    plans = load_json(str(place.preprocessed / f"{place.experiment.plans}.json"))
+    configuration = PlansManager(deepcopy(plans)).get_configuration(run.derived_configuration).configuration
+    split = {key: sorted(names) for key, names in cases.splits[run.split].items()}
+    own = {} if run.row.selftrain is None else {"selftrain": asdict(run.row.selftrain)}
+    return json.loads(json.dumps({"trainer": run.row.trainer, "split": split, "configuration": configuration, **own}))
+
+
+def claim(place: Workplace, run: Run, cases: Cases) -> None:
+    """Writes into the run's folder what the run is started with.
+
+    Raises:
+        UserError: there are results that were made with something else.
+    """
+    folder = place.home(run)
+    wanted, file = settings(place, run, cases), folder / RECORD
+    if not file.is_file():
+        if any(folder.glob("checkpoint_*.pth")):
+            raise UserError(f"{folder} has results that no experiment has made. Move or delete that folder.")
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(wanted, str(file))
+    else:
+        check_record(file, wanted)
+    if run.row.selftrain is not None:
+        claim(place, run.teacher, cases)
+
+
+def check_record(file: Path, wanted: dict) -> None:
+    """``UserError`` when a run was made with other cases or values than the experiment has now."""
+    made_with = load_json(str(file))
+    if made_with != wanted:
+        differing = [
+            f"{part}.{key}" if isinstance(wanted[part], dict) else part
+            for part in wanted
+            for key in (wanted[part] if isinstance(wanted[part], dict) else ("",))
+            if (made_with.get(part, {}).get(key) != wanted[part][key] if key else made_with.get(part) != wanted[part])
+        ]
+        raise UserError(
+            f"{file.parent} was trained with other cases or values ({', '.join(differing) or 'fewer keys'}) than the "
+            "experiment has now. Undo the change, or move or delete that folder."
+        )
+
+
+# ---------------------------------------------------------------- splits
+
+
+def _write_splits(place: Workplace) -> Cases:
+    splits_file, experiment = place.preprocessed / SPLITS_FILE, place.experiment
+    if experiment.splits.keep:
+        if not splits_file.is_file():
+            raise UserError(f"{splits_file} does not exist, which splits.keep asks for.")
+        folds, test = load_json(str(splits_file)), []
+        _check_kept(experiment, folds, splits_file)
+    else:
+        folds, test = _draw(place)
+        if splits_file.is_file() and load_json(str(splits_file)) != folds:
+            raise UserError(
+                f"{splits_file} is there and holds other splits than the experiment draws. It is not replaced: move it "
+                "away (a training needs it to go on), or use its folds with splits.keep."
+            )
+        if test:
+            write_json(test, str(place.preprocessed / TEST_FILE))
+        if not splits_file.is_file():
+            write_json(folds, str(splits_file))
+    if experiment.splits.test == IMAGES_TS:
+        test = _cases_of_images_ts(place)
+    cases = Cases(folds, test)
+    write_json({"splits": folds, "test": test}, str(place.folder / "cases.json"))
+    return cases
+
+
+def _draw(place: Workplace) -> tuple[list[dict[str, list[str]]], list[str]]:
+    """The entries of ``splits_final.json``, one for each amount and fold, and the test cases.
+
+    Folds and test cases are the same for each amount, and the labeled cases are nested.
+    """
+    options = place.experiment.splits
+    dataset_json = place.dataset_json
+    segmentations = {case: files["label"] for case, files in place.labeled_cases.items()}
+    classes = _case_classes(place, segmentations, dataset_json)
+    groups = group_by(segmentations, options.group_by) if options.group_by else None
+    entries: dict[int, dict[str, list[str]]] = {}
+    drawn = None
+    for amount in options.labeled:
+        drawn = make_splits(
+            classes,
+            organ_names(dataset_json),
+            labeled=amount.share,
+            count=amount.count,
+            unlabeled=options.unlabeled if amount.share != 1 else None,
+            test=0.0 if options.test == IMAGES_TS else options.test,
+            num_folds=options.num_folds,
+            seed=options.seed,
+            groups=groups,
+            stratify=options.stratify,
+        )
+        for fold in options.use:
+            entries[split_numbers(place.experiment)[amount.name, fold]] = drawn.folds[fold]
+    if groups:
+        used = Splits([entries[number] for number in sorted(entries)], drawn.test)
+        check_scans(place.dataset, dataset_json, options.group_by, groups, used)
+    return [entries[number] for number in range(len(entries))], drawn.test
+
+
+def _case_classes(place: Workplace, segmentations: dict[str, str], dataset_json: dict) -> dict[str, list[str]]:
+    """Reading all labels takes minutes on a large data set: done once."""
+    file = place.folder / "case_classes.json"
+    if file.is_file():
+        classes = load_json(str(file))
+        if classes.keys() == segmentations.keys():
+            return classes
+    classes = read_case_classes(segmentations, dataset_json)
+    write_json(classes, str(file))
+    return classes
+
+
+def _check_kept(experiment: Experiment, folds: list[dict], splits_file: Path) -> None:
+    for amount in experiment.splits.labeled:
+        for number in amount.folds:
+            if number >= len(folds):
+                raise UserError(
+                    f"{splits_file} has {len(folds)} entries, and splits.keep.{amount.name} names {number}."
+                )
+
+
+# ---------------------------------------------------------------- test cases
+
+
+def _cases_of_images_ts(place: Workplace) -> list[str]:
+    ending = place.dataset_json["file_ending"]
+    labels = {file.name.removesuffix(ending) for file in place.test_labels.glob(f"*{ending}")}
+    images = {file.name.removesuffix(f"_0000{ending}") for file in place.test_images.glob(f"*_0000{ending}")}
+    if not labels:
+        raise UserError(f"{place.test_labels} has no labels (*{ending}), which splits.test: {IMAGES_TS} asks for.")
+    if missing := sorted(labels - images):
+        raise UserError(f"These cases of {place.test_labels} have no image in imagesTs:\n{bullet_list(missing)}")
+    return sorted(labels)
+
+
+def _link_test_images(place: Workplace, cases: Cases) -> None:
+    """nnUNetv2_predict takes a folder: one with links to the images of the test cases, which are among the labeled."""
+    if not cases.test or place.experiment.splits.test == IMAGES_TS:
+        return
+    images = {case: place.labeled_cases[case]["images"] for case in cases.test}
+    link_images(place.test_images, images, place.dataset_json["file_ending"])

@@ -1,0 +1,220 @@
+"""The runs of an experiment: each combination of its file, where nnU-Net keeps it, and how far it is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from enum import Enum
+from functools import cached_property
+from itertools import product
+from pathlib import Path
+
+from batchgenerators.utilities.file_and_folder_operations import load_json
+from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw, nnUNet_results
+
+from nnunet_dvcl.errors import UserError
+from nnunet_dvcl.tools.experiment.experiment_file import IMAGES_TS, Amount, Configuration, Experiment, Row
+from nnunet_dvcl.tools.raw_data import find_dataset, labeled_cases
+from nnunet_dvcl.tools.running.lock import is_held
+from nnunet_dvcl.tools.running.progress import is_begun, is_trained
+from nnunet_dvcl.tools.selftrain import Model, Student, dataset_id
+
+RECORD = "experiment_run.json"
+"""In a run's folder: the cases and values that it was started with."""
+
+
+class State(Enum):
+    """How far a run is, by the files that nnU-Net writes."""
+
+    WAITING = "waiting"
+    RUNNING = "running"  # here, or in another process that shares the folders
+    BROKEN = "broken off"  # has a checkpoint to go on from
+    TRAINED = "trained"  # and validated; the test cases are not predicted yet
+    FINISHED = "finished"
+    FAILED = "failed"  # the last attempt, that is; the next one goes on
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training: a row of the tables in one configuration, amount of labels, fold and seed.
+
+    Attributes:
+        fold: number of the cross-validation fold.
+        split: number of the entry in ``splits_final.json``, nnU-Net's fold.
+    """
+
+    row: Row
+    configuration: Configuration
+    amount: Amount
+    fold: int
+    split: int
+    seed: int
+
+    @property
+    def name(self) -> str:
+        parts = (self.row.name, self.configuration.name, self.amount.name, f"fold{self.fold}", f"seed{self.seed}")
+        return "__".join(parts)
+
+    @property
+    def derived_configuration(self) -> str:
+        """The configuration of the plans that holds its values; rows without values of their own share it."""
+        own = f"_{self.row.name}" if self.row.values else ""
+        return f"{self.configuration.name}{own}_seed{self.seed}"
+
+    @property
+    def teacher(self) -> Run:
+        """For a row of self-training, the run that trains its first teacher."""
+        return replace(self, row=replace(self.row, selftrain=None))
+
+    @property
+    def assignments(self) -> list[str]:
+        """What makes its configuration, as for ``nnunet_dvcl configure``."""
+        values = [*self.configuration.values, *self.row.values, ("ssl.seed", self.seed)]
+        return [f"{key}={value}" for key, value in values]
+
+
+def split_numbers(experiment: Experiment) -> dict[tuple[str, int], int]:
+    """(name of an amount, fold) -> entry of ``splits_final.json``."""
+    splits = experiment.splits
+    if splits.keep:
+        return {(amount.name, fold): fold for amount in splits.labeled for fold in amount.folds}
+    pairs = product([amount.name for amount in splits.labeled], splits.use)
+    return {pair: number for number, pair in enumerate(pairs)}
+
+
+def all_runs(experiment: Experiment) -> list[Run]:
+    """Every run of the experiment. Seed by seed, so that a table is soon complete with one seed."""
+    numbers = split_numbers(experiment)
+    return [
+        Run(row, configuration, amount, fold, numbers[amount.name, fold], seed)
+        for seed in experiment.seeds
+        for amount in experiment.splits.labeled
+        for fold in (amount.folds or experiment.splits.use)
+        for configuration in experiment.configurations
+        for row in experiment.rows
+        if row.labeled is None or amount.name in row.labeled
+    ]
+
+
+def find_runs(runs: Iterable[Run], names: Iterable[str]) -> list[Run]:
+    """The runs of these names, all of them without any.
+
+    Raises:
+        UserError: an unknown name.
+    """
+    names, by_name = list(names), {run.name: run for run in runs}
+    for name in names:
+        if name not in by_name:
+            raise UserError(f"There is no run {name}. The runs are listed by nnunet_dvcl experiment status.")
+    return [by_name[name] for name in names] or list(by_name.values())
+
+
+@dataclass(frozen=True)
+class Workplace:
+    """The folders of an experiment.
+
+    Raises:
+        UserError: a folder of nnU-Net's is not set, or there is no such data set.
+    """
+
+    experiment: Experiment
+
+    @cached_property
+    def dataset(self) -> str:
+        """DatasetXXX_Name"""
+        return find_dataset(self.experiment.dataset)
+
+    @property
+    def dataset_id(self) -> str:
+        """As nnU-Net's commands take it."""
+        return str(dataset_id(self.dataset))
+
+    @property
+    def raw(self) -> Path:
+        return Path(nnUNet_raw, self.dataset)
+
+    @property
+    def preprocessed(self) -> Path:
+        return Path(nnUNet_preprocessed, self.dataset)
+
+    @cached_property
+    def dataset_json(self) -> dict:
+        return load_json(str(self.raw / "dataset.json"))
+
+    @cached_property
+    def labeled_cases(self) -> dict[str, dict]:
+        return labeled_cases(self.raw)
+
+    @property
+    def folder(self) -> Path:
+        """Logs, locks and the links to the test images."""
+        return Path(nnUNet_results, self.dataset, "experiments", self.experiment.name)
+
+    @property
+    def has_test(self) -> bool:
+        return bool(self.experiment.splits.test)
+
+    @property
+    def test_images(self) -> Path:
+        own = self.experiment.splits.test == IMAGES_TS
+        return self.raw / "imagesTs" if own else self.folder / "test_images"
+
+    @property
+    def test_labels(self) -> Path:
+        own = self.experiment.splits.test == IMAGES_TS
+        return self.raw / "labelsTs" if own else self.preprocessed / "gt_segmentations"
+
+    def source(self, run: Run) -> Model:
+        """What is trained on the data set itself; for a row of self-training, its first teacher."""
+        plans, configuration = self.experiment.plans, run.derived_configuration
+        return Model(self.dataset, plans, configuration, run.split, run.row.trainer)
+
+    def model(self, run: Run) -> Model | None:
+        """What the run is after; None while self-training has not made its last data set yet."""
+        if run.row.selftrain is None:
+            return self.source(run)
+        student = Student(self.source(run), run.row.selftrain.rounds, run.row.selftrain.ignore_uncertain)
+        dataset = student.find()
+        return student.model(dataset) if dataset else None
+
+    def home(self, run: Run) -> Path:
+        """Has the run's record, and its lock beside it: the folder of the fold that nnU-Net trains, but for
+        self-training, which trains several."""
+        if run.row.selftrain is None:
+            return self.source(run).folder
+        return self.folder / "selftrain" / run.name
+
+    def log(self, run: Run) -> Path:
+        return self.folder / "logs" / f"{run.name}.log"
+
+    def failure(self, run: Run) -> Path:
+        """A file that is there when the last attempt failed."""
+        return self.log(run).with_suffix(".failed")
+
+    def lock(self, run: Run) -> Path:
+        """Beside the results, so that two experiments that share a run do not do it at once."""
+        folder = self.home(run)
+        return folder.with_name(f"{folder.name}.lock")
+
+    def predictions(self, run: Run) -> Path:
+        """Those on which it is compared: of the test cases, or of the fold's validation cases, once it is trained."""
+        return self.home(run) / "test" if self.has_test else self.model(run).folder / "validation"
+
+    def is_trained(self, run: Run) -> bool:
+        model = self.model(run)
+        return model is not None and is_trained(model.folder)
+
+    def is_tested(self, run: Run) -> bool:
+        """nnU-Net's predictor writes the files one by one; this one is written after the last."""
+        return not self.has_test or (self.predictions(run) / RECORD).is_file()
+
+    def state(self, run: Run) -> State:
+        if is_held(self.lock(run)):
+            return State.RUNNING
+        if self.is_trained(run) and self.is_tested(run):
+            return State.FINISHED
+        if self.failure(run).is_file():
+            return State.FAILED
+        if self.is_trained(run):
+            return State.TRAINED
+        return State.BROKEN if is_begun(self.source(run).folder) else State.WAITING

@@ -1,0 +1,191 @@
+"""``nnunet_dvcl export``: network A, network B or both as a model of plain nnU-Net."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from os.path import basename, dirname, isdir, isfile, join
+from typing import NamedTuple
+
+import torch
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
+from torch import Tensor
+
+from nnunet_dvcl.errors import UserError
+from nnunet_dvcl.tools.device import find_device
+from nnunet_dvcl.tools.export.comparison import (
+    Weights,
+    compare_networks,
+    preprocessed_validation_cases,
+    write_summary,
+)
+from nnunet_dvcl.tools.model_folders import TrainedFold, choose_checkpoints, find_folds, load_checkpoint
+
+NETWORKS = {"a": "A", "b": "B", "both": "AB"}
+"""What can be exported -> the networks, each of which becomes a fold."""
+
+_CHECKPOINT_KEYS = ("trainer_name", "init_args", "inference_allowed_mirroring_axes")
+_MODEL_FILES = ("plans.json", "dataset.json", "dataset_fingerprint.json")
+_FOLD_FILES = ("progress.png",)  # nnU-Net's export to a zip insists on it
+
+
+class _Source(NamedTuple):
+    """One fold of a trained model."""
+
+    trained: TrainedFold
+    file: str
+    checkpoint: dict
+    networks: dict[str, Weights]  # "A", and "B" where there is one
+
+    @property
+    def fold(self) -> int | str:
+        return int(self.trained.fold) if self.trained.fold.isdecimal() else self.trained.fold
+
+
+def export_model(
+    result_folder: str,
+    network: str,
+    to: str,
+    fold: str | None = None,
+    checkpoint: str = "checkpoint_final.pth",
+    compare: bool = True,
+    device: str | None = None,
+) -> str:
+    """Writes a folder that plain nnU-Net predicts from, and tells which network is better on the validation cases.
+
+    The folder appears when it is whole, and when a patch has given the same logits with it as with the source.
+
+    Args:
+        result_folder: a trained model's folder, or one of its folds'.
+        network: "a", "b" or "both"; both become two folds, which nnU-Net averages.
+        to: a folder that is new or empty.
+        fold: which one, where several are trained.
+        checkpoint: file name in the fold's folder.
+        compare: predict the fold's validation cases with each network.
+        device: "cpu", "cuda" or "mps" for that; None: a GPU where there is one.
+
+    Returns:
+        `to`.
+
+    Raises:
+        UserError: nothing to export, a folder that holds something, or a model that would not predict the same.
+    """
+    if os.path.exists(to) and (not isdir(to) or os.listdir(to)):
+        raise UserError(f"{to} exists and is not an empty folder: choose another for --to.")
+    source = _read_source(result_folder, fold, checkpoint)
+    names = NETWORKS[network]
+    if absent := [name for name in names if name not in source.networks]:
+        raise UserError(f"{source.file} has no network {absent[0]}: {source.trained.trainer} trains network A alone.")
+    summaries: dict[str, dict] = {}
+    if compare and "B" in source.networks:
+        summaries = _compare(source, device)
+        print(_verdict(summaries, source.fold))
+
+    partial = f"{os.path.abspath(to)}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        _write(source, names, partial, summaries)
+        _check_same_logits(source, names, partial)
+        if isdir(to):
+            os.rmdir(to)
+        os.rename(partial, to)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return to
+
+
+def _read_source(result_folder: str, fold: str | None, checkpoint: str) -> _Source:
+    folds = {trained.fold: trained for trained in find_folds(result_folder)}
+    if fold is None and len(folds) > 1:
+        raise UserError(f"{result_folder} has the folds {', '.join(folds)}: choose one with -f.")
+    if fold is not None and fold not in folds:
+        raise UserError(f"{result_folder} has no trained fold {fold}. It has: {', '.join(folds)}.")
+    trained = folds[fold] if fold is not None else next(iter(folds.values()))
+    (name,) = choose_checkpoints(trained, [checkpoint])
+    content = load_checkpoint(join(trained.folder, name))
+    networks = {"A": content["network_weights"]}
+    networks |= {k: v for k, v in content.get("ssl_state", {}).get("companions", {}).items() if k == "B"}
+    return _Source(trained, join(trained.folder, name), content, networks)
+
+
+def _write(source: _Source, names: Sequence[str], folder: str, summaries: Mapping[str, dict]) -> None:
+    model = dirname(source.trained.folder)
+    os.makedirs(folder)
+    for file in _MODEL_FILES:
+        if isfile(join(model, file)):
+            shutil.copy(join(model, file), folder)
+    for number, name in enumerate(names):
+        target = join(folder, f"fold_{number}")
+        os.mkdir(target)
+        content = {key: source.checkpoint[key] for key in _CHECKPOINT_KEYS}
+        torch.save({"network_weights": source.networks[name], **content}, join(target, "checkpoint_final.pth"))
+        for file in _FOLD_FILES:
+            if isfile(join(source.trained.folder, file)):
+                shutil.copy(join(source.trained.folder, file), target)
+        if name in summaries:
+            write_summary(summaries[name], join(target, "validation", "summary.json"))
+
+
+def _source_predictor(source: _Source, device: torch.device, **options) -> nnUNetPredictor:
+    return _predictor(dirname(source.trained.folder), (source.fold,), device, basename(source.file), **options)
+
+
+def _predictor(model: str, folds: tuple, device: torch.device, checkpoint: str, **options) -> nnUNetPredictor:
+    on_device = device.type == "cuda"
+    predictor = nnUNetPredictor(device=device, perform_everything_on_device=on_device, allow_tqdm=False, **options)
+    predictor.initialize_from_trained_model_folder(model, folds, checkpoint)
+    return predictor
+
+
+# ---------------------------------------------------------------- the same predictions
+
+
+def _check_same_logits(source: _Source, names: Sequence[str], folder: str) -> None:
+    """Both models on one patch of a validation case, on the CPU, where the same numbers give the same result."""
+    cpu = torch.device("cpu")
+    before = _source_predictor(source, cpu, use_mirroring=False)
+    before.list_of_parameters = [source.networks[name] for name in names]
+    after = _predictor(folder, tuple(range(len(names))), cpu, "checkpoint_final.pth", use_mirroring=False)
+    patch = _example_patch(before, source.fold)
+    same = torch.equal(*(p.predict_logits_from_preprocessed_data(patch.clone()) for p in (before, after)))
+    if not same or before.allowed_mirroring_axes != after.allowed_mirroring_axes:
+        raise UserError(f"The exported model does not predict what {source.file} predicts: nothing is written.")
+
+
+def _example_patch(predictor: nnUNetPredictor, fold: int | str) -> Tensor:
+    """The middle of the first validation case, [channels, *patch size], or noise where there are no cases."""
+    patch_size = predictor.configuration_manager.patch_size
+    size = (1, *patch_size) if len(patch_size) == 2 else tuple(patch_size)
+    try:
+        folders, cases = preprocessed_validation_cases(predictor, fold)
+    except UserError:
+        channels = determine_num_input_channels(
+            predictor.plans_manager, predictor.configuration_manager, predictor.dataset_json
+        )
+        return torch.randn((channels, *size), generator=torch.Generator().manual_seed(0))
+    data = folders.dataset_class()(folders.labeled, cases[:1]).load_case(cases[0])[0]
+    starts = [max(0, (there - wanted) // 2) for there, wanted in zip(data.shape[1:], size, strict=True)]
+    middle = tuple(slice(start, start + wanted) for start, wanted in zip(starts, size, strict=True))
+    return torch.from_numpy(data[(slice(None), *middle)])
+
+
+# ---------------------------------------------------------------- the better network
+
+
+def _compare(source: _Source, device: str | None) -> dict[str, dict]:
+    predictor = _source_predictor(source, find_device(device))
+    try:
+        folders, cases = preprocessed_validation_cases(predictor, source.fold)
+    except UserError as error:
+        raise UserError(f"{error} So the networks cannot be compared here: give --no-compare.") from error
+    return compare_networks(predictor, source.networks, folders, cases)
+
+
+def _verdict(summaries: Mapping[str, dict], fold: int | str) -> str:
+    dice = {name: summary["foreground_mean"]["Dice"] for name, summary in summaries.items()}
+    number = len(summaries["A"]["metric_per_case"])
+    better = "neither" if dice["A"] == dice["B"] else max("AB", key=dice.get)
+    values = ", ".join(f"{name} {value:.4f}" for name, value in dice.items())
+    return f"Mean Dice on the {number} validation cases of fold {fold}: {values}. The better of A and B: {better}."

@@ -1,0 +1,63 @@
+"""``nnunet_dvcl predict-next-stage``: what a finished first stage has not predicted for the next one."""
+
+from __future__ import annotations
+
+from os.path import dirname
+
+from nnunetv2.configuration import default_num_processes
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+from nnunet_dvcl.cascade.next_stage import predict_unlabeled
+from nnunet_dvcl.cascade.previous_stage import next_stages
+from nnunet_dvcl.data.folders import find_plans_file
+from nnunet_dvcl.errors import UserError
+from nnunet_dvcl.tools.device import find_device
+from nnunet_dvcl.tools.model_folders import choose_checkpoints, find_trained
+
+
+def predict_next_stage(
+    dataset_name_or_id: str,
+    configuration: str,
+    fold: int | str,
+    trainer: str,
+    plans_identifier: str = "nnUNetPlans",
+    checkpoint: str = "checkpoint_final.pth",
+    device: str | None = None,
+    num_processes: int = default_num_processes,
+) -> list[str]:
+    """Predicts for the next stage what a finished training has not (``nnunet_dvcl predict-next-stage``).
+
+    Args:
+        dataset_name_or_id, configuration, fold, trainer, plans_identifier: of the trained stage, as for nnU-Net's
+            commands.
+        checkpoint: the name of its file.
+        device: "cpu", "cuda" or "mps"; None: a GPU where there is one.
+        num_processes: that resample and save.
+
+    Returns:
+        The folders with the predictions, one a next stage.
+
+    Raises:
+        UserError: not trained, the plans name no next stage, its cases are not preprocessed, or there is no unlabeled
+            case.
+    """
+    trained = find_trained(dataset_name_or_id, trainer, plans_identifier, configuration, fold)
+    (name,) = choose_checkpoints(trained, [checkpoint])
+    plans_manager = PlansManager(find_plans_file(dataset_name_or_id, plans_identifier))
+    if not next_stages(plans_manager, configuration):
+        raise UserError(_no_next_stage(plans_manager, configuration))
+    predictor = nnUNetPredictor(device=find_device(device), allow_tqdm=False)
+    predictor.initialize_from_trained_model_folder(dirname(trained.folder), (trained.fold,), name)
+    # as they are now: the next stage may be younger than the plans that lie beside the model
+    predictor.plans_manager = plans_manager
+    return predict_unlabeled(predictor, trainer, configuration, trained.fold, num_processes, print)
+
+
+def _no_next_stage(plans_manager: PlansManager, configuration: str) -> str:
+    names = plans_manager.available_configurations
+    having = [name for name in names if next_stages(plans_manager, name)]
+    return (
+        f"The plans name no next stage that uses what {configuration} predicts. Configurations with one: "
+        f"{', '.join(having) or 'none'}."
+    )

@@ -1,0 +1,194 @@
+"""``nnunet_dvcl plot features``: t-SNE of reliable and unreliable voxels' features (the paper's Figures 1 and 4)."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from os.path import dirname, join
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+from sklearn.manifold import TSNE
+
+from nnunet_dvcl.cascade.previous_stage import stage_before
+from nnunet_dvcl.data.folders import DatasetFolders
+from nnunet_dvcl.errors import UserError
+from nnunet_dvcl.figures import COLORS, MARKERS, plain_style, save_picture
+from nnunet_dvcl.labels import labels_of
+from nnunet_dvcl.networks import FeatureHead, unwrap
+from nnunet_dvcl.tools.device import find_device
+from nnunet_dvcl.tools.model_folders import (
+    TrainedFold,
+    choose_checkpoints,
+    class_names,
+    find_trained,
+    load_checkpoint,
+    read_dataset_json,
+    short_name,
+)
+from nnunet_dvcl.tools.plots.cases import choose_cases, load_cases
+from nnunet_dvcl.tools.plots.voxels import DrawnVoxels, FeatureNetwork, draw_features
+
+HEADER = ("trainer", "checkpoint", "case", "x", "y", "organ", "predicted", "reliable", "entropy")
+_TURNS = 8  # in which markers are drawn, so that no class covers the others
+_DEFAULT_ALPHA = 0.5  # of the paper's Eq. 5, for trainers without a split of their own
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """One checkpoint's voxels and their places in the plane, [n, 2]: one panel of the picture."""
+
+    trainer: str
+    checkpoint: str
+    title: str
+    voxels: DrawnVoxels
+    places: np.ndarray
+
+
+def plot_features(
+    dataset_name_or_id: str,
+    configuration: str,
+    fold: int | str,
+    trainers: Sequence[str],
+    output_folder: str,
+    plans_identifier: str = "nnUNetPlans",
+    cases: Sequence[str] = (),
+    checkpoints: Sequence[str] = (),
+    device: str | None = None,
+    num_voxels: int = 2000,
+) -> None:
+    """Draws where voxels lie in feature space, colored by their true organ: a row a checkpoint, a column a trainer.
+
+    Writes ``features.png``, ``.svg`` and ``.csv``. Features are those that network A's head makes, or, of a trainer
+    without a feature head, the decoder's last feature map.
+
+    Args:
+        dataset_name_or_id, configuration, fold, plans_identifier: as for nnU-Net's commands.
+        trainers: names of trainers, as nnU-Net's ``-tr``.
+        output_folder: made where it does not exist.
+        cases: labeled cases; without any the first validation cases of the fold.
+        checkpoints: names of files; without any the best and the last.
+        device: "cpu", "cuda" or "mps"; None: a GPU where there is one.
+        num_voxels: drawn in each panel, half of them unreliable.
+
+    Raises:
+        UserError: a trainer is not trained, or a case is unknown, has no truth, or no prediction of the previous stage.
+    """
+    folds = [find_trained(dataset_name_or_id, name, plans_identifier, configuration, fold) for name in trainers]
+    chosen = [choose_checkpoints(trained, checkpoints) for trained in folds]
+    organs = class_names(read_dataset_json(dirname(folds[0].folder)))
+    predictor = nnUNetPredictor(device=find_device(device))
+    rows = [
+        [_embedding(predictor, trained, name, cases, num_voxels) for trained, name in zip(folds, row, strict=True)]
+        for row in zip(*chosen, strict=True)
+    ]
+    with plain_style():
+        table = [line for row in rows for embedding in row for line in _table(embedding, organs)]
+        save_picture(_draw(rows, organs), output_folder, "features", HEADER, table)
+
+
+def _embedding(
+    predictor: nnUNetPredictor, trained: TrainedFold, checkpoint: str, wanted: Sequence[str], count: int
+) -> Embedding:
+    network, state, epoch = _load(predictor, trained, checkpoint)
+    folders = DatasetFolders.of(predictor.plans_manager, predictor.configuration_manager)
+    previous_stage = stage_before(predictor.plans_manager, trained.trainer, trained.configuration, trained.fold)
+    name = short_name(trained.trainer)
+    voxels = draw_features(
+        network,
+        load_cases(folders, choose_cases(folders, trained.fold, wanted), previous_stage, predictor.label_manager),
+        predictor.configuration_manager.patch_size,
+        predictor.configuration_manager.batch_size,
+        labels_of(predictor.label_manager),
+        count,
+        state.get("config", {}).get("entropy_alpha", _DEFAULT_ALPHA),
+        f"{name} {checkpoint}",
+    )
+    if not np.isfinite(voxels.features).all():
+        raise UserError(f"{trained.folder}/{checkpoint} has diverged: its features are not finite. Choose with -chk.")
+    what = "feature head" if isinstance(network.head, FeatureHead) else "decoder features"
+    kind = checkpoint.removeprefix("checkpoint_").removesuffix(".pth")
+    title = f"{name}, {kind} (epoch {epoch})\n{what}"
+    return Embedding(trained.trainer, checkpoint, title, voxels, embed(voxels.features))
+
+
+def _load(predictor: nnUNetPredictor, trained: TrainedFold, name: str) -> tuple[FeatureNetwork, dict, int]:
+    """Network A with its head, our part of the checkpoint, and the number of trained epochs."""
+    checkpoint = load_checkpoint(join(trained.folder, name))
+    predictor.initialize_from_trained_model_folder(dirname(trained.folder), (trained.fold,), name)
+    state = checkpoint.get("ssl_state", {})
+    weights = state.get("companions", {}).get("head_A")
+    try:
+        network = FeatureNetwork(unwrap(predictor.network), _head(weights) if weights else None, predictor.device)
+    except NotImplementedError as error:
+        raise UserError(str(error)) from error
+    return network, state, checkpoint["current_epoch"]
+
+
+def _head(weights: Mapping[str, torch.Tensor]) -> FeatureHead:
+    """The feature head, its sizes from its weights."""
+    in_features, feature_dim = weights["0.weight"].shape[1], weights["2.weight"].shape[0]
+    head = FeatureHead(in_features, feature_dim)
+    head.load_state_dict(weights)
+    return head
+
+
+def embed(features: np.ndarray) -> np.ndarray:
+    """t-SNE of features [n, d] under the cosine distance, [n, 2]; the same features give the same places."""
+    spread = min(features.shape) >= 2 and np.ptp(features, axis=0).any()
+    perplexity = min(30.0, (len(features) - 1) / 3)
+    tsne = TSNE(perplexity=perplexity, metric="cosine", init="pca" if spread else "random", random_state=0)
+    return tsne.fit_transform(features)
+
+
+def _table(shown: Embedding, organs: Sequence[str]) -> Iterator[tuple]:
+    voxels = shown.voxels
+    columns = (voxels.case, shown.places, voxels.truth, voxels.predicted, voxels.reliable, voxels.entropy)
+    for case, (x, y), truth, predicted, reliable, entropy in zip(*columns, strict=True):
+        names = organs[truth], organs[predicted]
+        yield shown.trainer, shown.checkpoint, case, float(x), float(y), *names, int(reliable), float(entropy)
+
+
+def _draw(rows: Sequence[Sequence[Embedding]], organs: Sequence[str]) -> Figure:
+    width, height = 3.2 * len(rows[0]) + 1.6, 3.4 * len(rows)
+    figure = Figure(figsize=(width, height), layout="constrained")
+    all_axes = figure.subplots(len(rows), len(rows[0]), squeeze=False)
+    embeddings = [embedding for row in rows for embedding in row]
+    for axes, embedding in zip(all_axes.flat, embeddings, strict=True):
+        _scatter(axes, embedding)
+        axes.set(title=embedding.title, xlabel="t-SNE 1 [no unit]", ylabel="t-SNE 2 [no unit]", xticks=[], yticks=[])
+    classes = np.unique(np.concatenate([embedding.voxels.truth for embedding in embeddings]))
+    handles = [_legend_entry("true organ:")]
+    handles += [_legend_entry(organs[c], **_look(c, reliable=False)) for c in classes]
+    handles += [_legend_entry("voxel:")]
+    handles += [_legend_entry("unreliable", **_look(None, False)), _legend_entry("reliable", **_look(None, True))]
+    figure.legend(handles=handles, loc="outside right center", frameon=False)
+    return figure
+
+
+def _scatter(axes: Axes, embedding: Embedding) -> None:
+    """Pale dots of reliable voxels below, filled markers of unreliable ones above, the classes in turns."""
+    voxels = embedding.voxels
+    turns = np.arange(len(voxels)) % _TURNS
+    for reliable, turn, c in itertools.product((True, False), range(_TURNS), np.unique(voxels.truth)):
+        x, y = embedding.places[(voxels.reliable == reliable) & (turns == turn) & (voxels.truth == c)].T
+        axes.plot(x, y, linestyle="", **_look(c, reliable))
+
+
+def _look(c: int | None, reliable: bool) -> dict:
+    """The marker of a class, or of any class for None; classes differ in color and, for gray prints, in shape."""
+    color, marker = ("0.5", "o") if c is None else (COLORS[c % len(COLORS)], MARKERS[c % len(MARKERS)])
+    if reliable:
+        pale = tuple(0.5 * part + 0.5 for part in to_rgb(color))
+        return {"marker": ".", "markersize": 3, "color": pale, "markeredgewidth": 0}
+    return {"marker": marker, "markersize": 3.5, "color": color, "markeredgecolor": "0.15", "markeredgewidth": 0.3}
+
+
+def _legend_entry(label: str, **look) -> Line2D:
+    return Line2D([], [], linestyle="", label=label, **look)

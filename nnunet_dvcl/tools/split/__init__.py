@@ -1,0 +1,1 @@
+"""``nnunet_dvcl split``: which cases train with and without their label, validate and test."""

@@ -1,0 +1,150 @@
+"""``nnunet_dvcl split``: the splits of a data set in nnU-Net's folders, from what its labels show."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from os.path import isdir, isfile, join
+
+import numpy as np
+from batchgenerators.utilities.file_and_folder_operations import load_json
+from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
+from nnunetv2.paths import nnUNet_raw
+from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
+from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
+from tqdm import tqdm
+
+from nnunet_dvcl.data.folders import IMAGES_FOLDER, preprocessed_root
+from nnunet_dvcl.data.messages import bullet_list
+from nnunet_dvcl.data.raw import find_unlabeled_images
+from nnunet_dvcl.data.storage import write_json
+from nnunet_dvcl.errors import UserError
+from nnunet_dvcl.tools.model_folders import organ_names
+from nnunet_dvcl.tools.split.draw import Splits, group_by, make_splits
+
+SPLITS_FILE = "splits_final.json"
+TEST_FILE = "test_cases.json"
+"""A JSON list of the test cases, beside ``splits_final.json``."""
+
+_NUM_THREADS = 4  # a segmentation in memory each; reading and comparing release Python's lock
+
+
+def split_dataset(
+    dataset_name_or_id: str, *, group_pattern: str | None = None, force: bool = False, **options
+) -> Splits:
+    """Draws the splits of a data set and writes them where nnU-Net reads them.
+
+    Args:
+        dataset_name_or_id: as nnU-Net's ``-d``; preprocessed, or raw alone.
+        group_pattern: regular expression that finds a case's group in its identifier, `group_by`.
+        force: replace files that are there; the old ones get ``.bak`` behind their names.
+        options: as for `make_splits`.
+
+    Returns:
+        What was written to ``nnUNet_preprocessed/DatasetXXX_Name``: ``splits_final.json``, and ``test_cases.json``
+        where there are test cases.
+
+    Raises:
+        UserError: no such data set, files that are there, or what `make_splits` refuses.
+    """
+    try:
+        name = maybe_convert_to_dataset_name(dataset_name_or_id)
+    except (RuntimeError, ValueError) as error:
+        raise UserError(f"No data set {dataset_name_or_id}: {error}") from error
+    folder = join(preprocessed_root(), name)
+    files = [join(folder, SPLITS_FILE), join(folder, TEST_FILE)]
+    existing = [file for file in files if isfile(file)]
+    if existing and not force:
+        raise UserError(
+            f"There is a split already: {' and '.join(existing)}. To replace it, give --force; the old one is kept "
+            "with .bak behind its name."
+        )
+    segmentations, dataset_json = _find_segmentations(name, folder)
+    groups = group_by(segmentations, group_pattern) if group_pattern else None
+    case_classes = read_case_classes(segmentations, dataset_json)
+    splits = make_splits(case_classes, organ_names(dataset_json), groups=groups, **options)
+    if group_pattern:
+        check_scans(name, dataset_json, group_pattern, groups, splits)
+
+    os.makedirs(folder, exist_ok=True)
+    for file in existing:
+        shutil.copy2(file, f"{file}.bak")
+    if splits.test:
+        write_json(splits.test, files[1])
+    write_json(splits.folds, files[0])
+    if not splits.test and files[1] in existing:
+        os.remove(files[1])
+    return splits
+
+
+def read_case_classes(segmentations: Mapping[str, str], dataset_json: dict) -> dict[str, list[str]]:
+    """The labels, or regions, that occur in each case, from its segmentation at full size.
+
+    What preprocessing keeps is not asked: a small organ may be lost in a coarser configuration.
+
+    Args:
+        segmentations: case -> file.
+        dataset_json: the data set's ``dataset.json``: names and values of the labels, and how files are read.
+
+    Raises:
+        UserError: a file that cannot be read.
+    """
+    example = next(iter(segmentations.values()))
+    reader = determine_reader_writer_from_dataset_json(dataset_json, example, verbose=False)()
+    values = {name: np.ravel(dataset_json["labels"][name]) for name in organ_names(dataset_json)}
+
+    def read(file: str) -> list[str]:
+        try:
+            segmentation, _ = reader.read_seg(file)
+        except Exception as error:
+            raise UserError(f"{file} cannot be read: {type(error).__name__}: {error}") from error
+        return [name for name, labels in values.items() if any((segmentation == label).any() for label in labels)]
+
+    with ThreadPoolExecutor(_NUM_THREADS) as pool:
+        classes = pool.map(read, segmentations.values())
+        progress = tqdm(classes, total=len(segmentations), desc="Classes of the labeled cases")
+        return dict(zip(segmentations, progress, strict=True))
+
+
+def _find_segmentations(name: str, folder: str) -> tuple[dict[str, str], dict]:
+    """Case -> segmentation at full size, of all cases that nnU-Net has preprocessed or will; and ``dataset.json``."""
+    truth = join(folder, "gt_segmentations")
+    if isdir(truth) and isfile(join(folder, "dataset.json")):
+        dataset_json = load_json(join(folder, "dataset.json"))
+        ending = dataset_json["file_ending"]
+        names = sorted(file for file in os.listdir(truth) if file.endswith(ending) and not file.startswith("."))
+        return _not_empty({file.removesuffix(ending): join(truth, file) for file in names}, truth), dataset_json
+    raw = join(nnUNet_raw, name) if nnUNet_raw.is_set() else None
+    if raw is None or not isfile(join(raw, "dataset.json")):
+        where = raw or join("$nnUNet_raw", name)
+        raise UserError(f"No labels of {name} are found: expected the data set in {where}, or {truth}.")
+    dataset_json = load_json(join(raw, "dataset.json"))
+    cases = get_filenames_of_train_images_and_targets(raw, dataset_json)
+    return _not_empty({case: cases[case]["label"] for case in sorted(cases)}, raw), dataset_json
+
+
+def _not_empty(segmentations: dict[str, str], where: str) -> dict[str, str]:
+    if not segmentations:
+        raise UserError(f"{where} has no labeled case.")
+    return segmentations
+
+
+def check_scans(name: str, dataset_json: dict, pattern: str, groups: Mapping[str, str], splits: Splits) -> None:
+    """Every scan of ``imagesTr_unlabeled`` trains in every fold: its patient must not validate or test."""
+    scans = find_unlabeled_images(join(nnUNet_raw, name), dataset_json) if nnUNet_raw.is_set() else {}
+    evaluated = {groups[case] for case in (*splits.test, *(case for fold in splits.folds for case in fold["val"]))}
+    found = {scan: group for scan in scans for group in _groups_found(scan, pattern)}
+    if leaks := [f"{scan}: of group {group}" for scan, group in sorted(found.items()) if group in evaluated]:
+        raise UserError(
+            f"These scans of {IMAGES_FOLDER} train in every fold, and their groups validate or test in one. Take them "
+            f"out of that folder:\n{bullet_list(leaks)}"
+        )
+
+
+def _groups_found(scan: str, pattern: str) -> list[str]:
+    try:
+        return list(group_by([scan], pattern).values())
+    except UserError:  # a scan that is named otherwise belongs to none of the groups
+        return []

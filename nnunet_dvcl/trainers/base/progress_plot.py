@@ -1,0 +1,31 @@
+"""progress_ssl.png: what nnU-Net's progress.png does not show."""
+
+from __future__ import annotations
+
+from matplotlib.figure import Figure
+
+from nnunet_dvcl.figures import plain_style, save_image, set_log_scale
+from nnunet_dvcl.trainers.base.panels import group
+
+
+def plot_progress(logged: dict[str, list[float]], filename: str) -> None:
+    """Draws one curve over the epochs for each logged key, grouped into panels.
+
+    Args:
+        logged: key -> one value an epoch; nan leaves a gap.
+        filename: a PNG file, replaced in one step.
+    """
+    panels = group(logged)
+    with plain_style():
+        figure = Figure(figsize=(9, 2.5 * len(panels)), layout="constrained")
+        all_axes = figure.subplots(len(panels), squeeze=False)[:, 0]
+        for axes, (panel, keys) in zip(all_axes, panels.items(), strict=True):
+            for key in keys:
+                axes.plot(range(len(logged[key])), logged[key], label=key, marker="." if len(logged[key]) < 30 else "")
+            if panel.log_scale:
+                set_log_scale(axes)
+            axes.set_title(panel.title, loc="left", fontsize="medium")
+            axes.grid(alpha=0.3)
+            axes.legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
+        all_axes[-1].set_xlabel("epoch")
+        save_image(figure, filename, dpi=100)

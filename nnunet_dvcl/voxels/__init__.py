@@ -1,0 +1,1 @@
+"""Which voxels take part, and their rows."""
