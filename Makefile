@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 INSTALLED := $(VENV)/.installed
 
-.PHONY: test demo bench lint format clean
+.PHONY: test demo bench docs lint format clean
 
 # One thread: on a small machine the threads of torch only get in each other's way.
 test: export OMP_NUM_THREADS = 1
@@ -19,6 +19,10 @@ bench: export MALLOC_TRIM_THRESHOLD_ = 4294967296
 # make bench BENCH="--device cuda --sizes hippocampus flare"
 bench: $(INSTALLED)
 	$(VENV)/bin/python -m benchmarks $(BENCH)
+
+# The tables that say what the trainers are.
+docs: $(INSTALLED)
+	$(VENV)/bin/python docs/generate.py
 
 lint: $(INSTALLED)
 	$(VENV)/bin/ruff check .

@@ -9,7 +9,8 @@ from benchmarks.compare import Comparison, compare
 from benchmarks.sizes import Size
 from nnunet_dvcl.labels import SoftmaxLabels
 from nnunet_dvcl.losses.neighborhoods import find_neighborhoods
-from nnunet_dvcl.voxels.sampling import draw_per_class, split_by_entropy
+from nnunet_dvcl.voxels.draws import draw_per_class
+from nnunet_dvcl.voxels.entropy_split import split_by_entropy
 
 K, U, DIM = 5, 50, 64
 

@@ -113,7 +113,8 @@ def contrast_over_dense_head(size: Size, device: torch.device, repeats: int) -> 
 def _contrast(trainer, size: Size):
     """The contrastive terms on kept outputs of the networks, and their gradients: a function without arguments."""
     step = kept_step(trainer, size)
-    voxels = {name: trainer._select(step, name, trainer.taps[name].pop()) for name in trainer.taps}
+    step.features.update((name, tap.pop()) for name, tap in trainer.taps.items())
+    voxels = {name: trainer._select(step, name) for name in trainer.student_names}
     leaves = {name: v.features.detach().requires_grad_() for name, v in voxels.items()}
     voxels = {name: v._replace(features=leaves[name]) for name, v in voxels.items()}
 
@@ -138,11 +139,11 @@ def kept_step(trainer, size: Size) -> Step:
         logits = {name: network(image)[0] for name, network in trainer.students().items()}
     return Step(
         image=image,
-        logits={name: output.detach().requires_grad_() for name, output in logits.items()},
         target=trainer.labels.of_target(labeled["target"][0].to(trainer.device)),
         valid=(unlabeled["target"][:, 0] >= 0).to(trainer.device),
         progress=0.0,
         labels=trainer.labels,
+        outputs={name: output.detach().requires_grad_() for name, output in logits.items()},
     )
 
 

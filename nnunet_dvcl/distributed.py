@@ -4,12 +4,15 @@ DistributedDataParallel averages the gradients of the ranks. A loss has the grad
 number of ranks, when it
 
 - divides a rank's own sum by the `mean` over the ranks of what is counted, or
-- is computed of the rows of all ranks, which `join` collects with their gradient.
+- is computed of the rows of all ranks, which `merge_rows` collects with their gradient.
 
-Every rank has to call these functions equally often and in the same order. Without a process group there is one rank,
-and nothing is communicated.
+Every rank has to call these functions equally often and in the same order. Without a process group, and inside of
+`single_rank`, there is one rank, and nothing is communicated.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -17,16 +20,32 @@ from torch import Tensor, nn
 from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
+_alone: ContextVar[bool] = ContextVar("alone", default=False)
+
+
+@contextmanager
+def single_rank() -> Iterator[None]:
+    """A block in which each rank computes for itself, as if it were the only one."""
+    token = _alone.set(True)
+    try:
+        yield
+    finally:
+        _alone.reset(token)
+
+
+def _several() -> bool:
+    return not _alone.get() and dist.is_available() and dist.is_initialized()
+
 
 def world_size() -> int:
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    return dist.get_world_size() if _several() else 1
 
 
 def rank() -> int:
-    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+    return dist.get_rank() if _several() else 0
 
 
-def share(size: int) -> int:
+def local_batch_size(size: int) -> int:
     """This rank's part of a batch, as nnU-Net divides it: the first ranks take one more where it does not come out."""
     return size // world_size() + (rank() < size % world_size())
 
@@ -69,26 +88,26 @@ def gather_objects(value: Any) -> list[Any]:
     return gathered
 
 
-def places(keys: Tensor) -> Tensor:
+def order_over_ranks(keys: Tensor) -> Tensor:
     """Where each key stands in the ascending order of the keys of all ranks, row by row: [C, M] -> [C, M] int64."""
     everyone = gather(keys)  # [ranks, C, M]
     order = everyone.transpose(0, 1).flatten(1).argsort(dim=1, stable=True)
     return order.argsort(1).unflatten(1, (world_size(), -1))[:, rank()]
 
 
-def join(rows: Tensor, here: Tensor) -> tuple[Tensor, Tensor]:
-    """One table of rows, of which each rank has some: what `places` told them apart by is put together again.
+def merge_rows(rows: Tensor, is_local: Tensor) -> tuple[Tensor, Tensor]:
+    """One table of rows, of which each rank has some: those of all ranks are put together.
 
     Args:
         rows: [*S, d] floating.
-        here: [*S] bool, the places whose rows are this rank's; on no two ranks the same.
+        is_local: [*S] bool, the places whose rows are this rank's; on no two ranks the same (`order_over_ranks`).
 
     Returns:
         The rows of all ranks, [*S, d] with gradient, and which places have one, [*S] bool; the same on every rank.
     """
     if world_size() == 1:
-        return rows, here
-    own = torch.cat((rows, torch.ones_like(rows[..., :1])), -1).masked_fill(~here[..., None], 0.0)
+        return rows, is_local
+    own = torch.cat((rows, torch.ones_like(rows[..., :1])), -1).masked_fill(~is_local[..., None], 0.0)
     table = _Sum.apply(own)
     return table[..., :-1], table[..., -1].detach() > 0.5
 

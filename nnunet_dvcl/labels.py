@@ -12,20 +12,55 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from nnunet_dvcl.losses import cross_pseudo_supervision, cross_region_supervision, voxel_entropy
+from nnunet_dvcl.losses import voxel_entropy
 from nnunet_dvcl.voxels.precision import at_least_float32, wide_dtype
 
 UNKNOWN = -1
 
 
-class SoftmaxLabels:
+class _Labels:
+    """What softmax labels and sigmoid regions have in common."""
+
+    num_classes: int
+    ignore_label: int | None
+
+    def to_target(self, classes: Tensor, like: Tensor | list[Tensor] | None = None) -> Tensor | list[Tensor]:
+        """What nnU-Net's loss takes of a class map, downsampled as nnU-Net downsamples labels.
+
+        A voxel whose class is not known has the ignore label; where there is none, it is background.
+
+        Args:
+            classes: [B, *S] int64 in [-1, num_classes).
+            like: a network's output, whose levels of deep supervision the target gets; None: full resolution.
+
+        Returns:
+            [B, 1, *S] with softmax labels; [B, R, *S], and a last channel for the ignore label, with regions. A list of
+            these, level by level, where `like` is one. In float32.
+        """
+        target = self._target(classes).float()
+        if not isinstance(like, (list, tuple)):
+            return target
+        return [F.interpolate(target, level.shape[2:], mode="nearest-exact") for level in like]
+
+    def of_label_map(self, label_map: Tensor) -> Tensor:
+        """The class map of a label map of nnU-Net, both [B, *S]."""
+        unknown = label_map < 0
+        if self.ignore_label is not None:
+            unknown |= label_map == self.ignore_label
+        return self._classes(label_map).masked_fill(unknown, UNKNOWN)
+
+
+class SoftmaxLabels(_Labels):
     """Each voxel has one of the labels 0 to C - 1; the network's output goes through a softmax.
 
     Args:
         num_classes: C.
         ignore_label: the value in nnU-Net's label maps that says nothing about a voxel.
     """
+
+    has_regions = False
 
     def __init__(self, num_classes: int, ignore_label: int | None = None):
         self.num_classes = num_classes
@@ -36,9 +71,18 @@ class SoftmaxLabels:
         """p, [B, width, *S] at least float32: p·q of two voxels is their agreement, in [0, 1] (DVCL, Eq. 11-19)."""
         return logits.softmax(1, dtype=wide_dtype(logits))
 
+    def channel_probabilities(self, logits: Tensor) -> Tensor:
+        """What each channel of the output says, [B, C, *S] at least float32, with graph."""
+        return self.probabilities(logits)
+
     def entropy(self, logits: Tensor) -> Tensor:
-        """Eq. 4, [B, *S] in nats, between 0 and log C."""
+        """Eq. 4, [B, *S] in nats, between 0 and `max_entropy`."""
         return voxel_entropy(self.probabilities(logits))
+
+    @property
+    def max_entropy(self) -> float:
+        """log C, in nats."""
+        return math.log(self.num_classes)
 
     @torch.no_grad()
     def class_probabilities(self, logits: Tensor) -> Tensor:
@@ -51,22 +95,18 @@ class SoftmaxLabels:
         # on a CPU several times faster than argmax over a dimension that is not the last
         return logits.max(1).indices
 
-    def cross_pseudo_supervision(
-        self, logits_a: Tensor, logits_b: Tensor, valid: Tensor, count: Tensor | None = None
-    ) -> Tensor:
-        """Eq. 2, see `nnunet_dvcl.losses.cross_pseudo_supervision`."""
-        return cross_pseudo_supervision(logits_a, logits_b, valid, count)
-
     def of_target(self, target: Tensor) -> Tensor:
         """The class map of what nnU-Net's loss takes, [B, 1, *S] -> [B, *S]."""
         return self.of_label_map(target[:, 0])
 
-    def of_label_map(self, label_map: Tensor) -> Tensor:
-        """The class map of a label map of nnU-Net, both [B, *S]."""
-        return label_map.long().masked_fill(_unknown(label_map, self.ignore_label), UNKNOWN)
+    def _target(self, classes: Tensor) -> Tensor:
+        return classes.masked_fill(classes == UNKNOWN, self.ignore_label or 0)[:, None]
+
+    def _classes(self, label_map: Tensor) -> Tensor:
+        return label_map.long()
 
 
-class SigmoidRegions:
+class SigmoidRegions(_Labels):
     """A voxel lies in any number of R regions, each a channel of the output that goes through a sigmoid.
 
     Its class is the label that nnU-Net itself paints: of the regions that hold the voxel, the last one's. Classes are
@@ -77,6 +117,8 @@ class SigmoidRegions:
         regions_class_order: the label that each region paints, in the order of painting.
         ignore_label: the value in nnU-Net's label maps that says nothing about a voxel.
     """
+
+    has_regions = True
 
     def __init__(
         self,
@@ -90,14 +132,24 @@ class SigmoidRegions:
         self.ignore_label = ignore_label
         self._regions = [[region] if isinstance(region, int) else list(region) for region in regions]
         self._class_of_region = [painted.index(label) for label in regions_class_order]
+        self._in_region = torch.tensor([[label in region for region in self._regions] for label in painted])
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """p = concat(s, 1 - s)/√R, [B, width, *S]: p·q of two voxels is the mean agreement over regions, in [0, 1]."""
         return self._in_and_out(logits) / math.sqrt(len(self._regions))
 
+    def channel_probabilities(self, logits: Tensor) -> Tensor:
+        """How likely a voxel lies in each region, [B, R, *S] at least float32, with graph."""
+        return at_least_float32(logits).sigmoid()
+
     def entropy(self, logits: Tensor) -> Tensor:
-        """The mean binary entropy over regions, [B, *S] in nats, between 0 and log 2."""
+        """The mean binary entropy over regions, [B, *S] in nats, between 0 and `max_entropy`."""
         return voxel_entropy(self._in_and_out(logits)) / len(self._regions)
+
+    @property
+    def max_entropy(self) -> float:
+        """log 2, in nats."""
+        return math.log(2)
 
     @torch.no_grad()
     def class_probabilities(self, logits: Tensor) -> Tensor:
@@ -116,12 +168,6 @@ class SigmoidRegions:
         """The class map that s > 1/2 paints, [B, *S]."""
         return self._paint(at_least_float32(logits).sigmoid() > 0.5)
 
-    def cross_pseudo_supervision(
-        self, logits_a: Tensor, logits_b: Tensor, valid: Tensor, count: Tensor | None = None
-    ) -> Tensor:
-        """Eq. 2 for regions, see `nnunet_dvcl.losses.cross_region_supervision`."""
-        return cross_region_supervision(logits_a, logits_b, valid, count)
-
     def of_target(self, target: Tensor) -> Tensor:
         """The class map of what nnU-Net's loss takes, [B, R, *S] and a last channel for the ignore label -> [B, *S].
 
@@ -130,10 +176,15 @@ class SigmoidRegions:
         inside, ignored = target.bool().tensor_split([len(self._regions)], 1)
         return self._paint(inside).masked_fill(ignored.any(1), UNKNOWN)
 
-    def of_label_map(self, label_map: Tensor) -> Tensor:
-        """The class map of a label map of nnU-Net, both [B, *S]."""
+    def _target(self, classes: Tensor) -> Tensor:
+        inside = self._in_region.to(classes.device)[classes.clamp(min=0)].movedim(-1, 1)  # [B, R, *S]
+        unknown = (classes == UNKNOWN)[:, None]
+        inside &= ~unknown
+        return inside if self.ignore_label is None else torch.cat((inside, unknown), 1)
+
+    def _classes(self, label_map: Tensor) -> Tensor:
         inside = [torch.isin(label_map, torch.tensor(region, device=label_map.device)) for region in self._regions]
-        return self._paint(torch.stack(inside, 1)).masked_fill(_unknown(label_map, self.ignore_label), UNKNOWN)
+        return self._paint(torch.stack(inside, 1))
 
     def _in_and_out(self, logits: Tensor) -> Tensor:
         """concat(s, 1 - s), [B, 2R, *S]."""
@@ -158,8 +209,3 @@ def labels_of(label_manager: Any) -> Labels:
             label_manager.foreground_regions, label_manager.regions_class_order, label_manager.ignore_label
         )
     return SoftmaxLabels(label_manager.num_segmentation_heads, label_manager.ignore_label)
-
-
-def _unknown(label_map: Tensor, ignore_label: int | None) -> Tensor:
-    unknown = label_map < 0
-    return unknown if ignore_label is None else unknown | (label_map == ignore_label)

@@ -1,4 +1,4 @@
-"""What DVCL adds to a network: a tap on its last feature map and a feature head."""
+"""What methods add to a network: taps on its layers, a feature head, a second run for its gradients."""
 
 from __future__ import annotations
 
@@ -55,25 +55,40 @@ _runs_again: ContextVar[bool] = ContextVar("runs_again", default=False)
 
 
 class FeatureTap:
-    """Keeps the input of the last segmentation layer, [B, F, *S], of the latest forward in training mode.
+    """Keeps a feature map, [B, F, *S], of the latest forward in training mode.
 
     Register it before the first compiled forward, else ``torch.compile`` does not see it.
 
     Args:
         network: a U-Net.
         compiled: whether the network will be compiled: it then has no path from these features to its output.
+        layer: the name of the layer whose output is kept, for instance "encoder.stages.3"; None: what goes into the
+            last segmentation layer.
+
+    Raises:
+        AttributeError: no such layer.
+        NotImplementedError: the network has no segmentation layers.
     """
 
-    def __init__(self, network: nn.Module, compiled: bool = False):
+    def __init__(self, network: nn.Module, compiled: bool = False, layer: str | None = None):
         self.compiled = compiled
         self._features: Tensor | None = None
-        last_segmentation_layer(network).register_forward_pre_hook(self._keep)
+        if layer is None:
+            last_segmentation_layer(network).register_forward_pre_hook(self._before)
+        else:
+            unwrap(network).get_submodule(layer).register_forward_hook(self._after)
 
-    def _keep(self, layer: nn.Module, inputs: tuple[Any, ...]) -> Tensor | None:
+    def _before(self, layer: nn.Module, inputs: tuple[Any, ...]) -> Tensor | None:
+        return self._keep(layer, inputs[0])
+
+    def _after(self, layer: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor | None:
+        return self._keep(layer, output)
+
+    def _keep(self, layer: nn.Module, features: Tensor) -> Tensor | None:
         if not layer.training or _runs_again.get():
             return None
         # within an eager network, the gradient of the layer is there for that of the rows to be added to
-        self._features = inputs[0] if self.compiled else with_dense_gradient(inputs[0])
+        self._features = features if self.compiled else with_dense_gradient(features)
         return self._features
 
     def pop(self) -> Tensor:

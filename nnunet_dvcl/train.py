@@ -21,7 +21,7 @@ from torch.distributed.elastic.multiprocessing.errors import record
 
 from nnunet_dvcl.distributed import gather_objects
 from nnunet_dvcl.errors import UserError
-from nnunet_dvcl.trainers import nnUNetTrainerSupervised
+from nnunet_dvcl.trainers.base import nnUNetTrainerPlugin
 
 # nccl's own 10 minutes are short for machines that preprocess unlabeled scans, each on a disk of its own. A worker that
 # dies is noticed by torchrun, at once; this is for a machine that does.
@@ -157,7 +157,7 @@ def _wait_until(found: Callable[[], T | None], timeout: timedelta = TIMEOUT) -> 
     return result
 
 
-def _make_trainer(args: argparse.Namespace) -> nnUNetTrainerSupervised:
+def _make_trainer(args: argparse.Namespace) -> nnUNetTrainerPlugin:
     """The trainer, with what it goes on from."""
     # counted for each machine, which the others follow
     restarted = max(gather_objects(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")))) > 0
@@ -165,7 +165,7 @@ def _make_trainer(args: argparse.Namespace) -> nnUNetTrainerSupervised:
     trainer = get_trainer_from_args(
         args.dataset, args.configuration, fold, args.tr, args.p, args.c or restarted, torch.device(args.device)
     )
-    if not isinstance(trainer, nnUNetTrainerSupervised):
+    if not isinstance(trainer, nnUNetTrainerPlugin):
         raise UserError(f"{args.tr} is not of nnunet_dvcl: `nnunet_dvcl trainers` lists those that train here.")
     trainer.disable_checkpointing = args.disable_checkpointing
     found = any(Path(trainer.output_folder).glob("checkpoint_*.pth"))

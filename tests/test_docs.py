@@ -1,12 +1,11 @@
 """README and docs say what the code does: links, commands, keys, signatures."""
 
 import ast
+import importlib.util
 import inspect
-import json
 import re
 import shlex
 from collections.abc import Iterator
-from dataclasses import fields
 from importlib.metadata import entry_points
 from pathlib import Path
 
@@ -17,15 +16,14 @@ import nnunet_dvcl
 import nnunet_dvcl.losses
 import nnunet_dvcl.memory
 import nnunet_dvcl.trainers
-import nnunet_dvcl.voxels.sampling
 from nnunet_dvcl import distributed, train
 from nnunet_dvcl.cli import _parser
-from nnunet_dvcl.config import CPSConfig, DVCLConfig, HqCLConfig, SSLConfig, TrainingConfig, check_ssl, known_options
 from nnunet_dvcl.tools.configure import _parse
+from nnunet_dvcl.trainers.base.config import check_ssl, known_options
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-DEFINED_ON_A_PAGE = {"nnUNetTrainerAveragedTeacher"}
+DEFINED_ON_A_PAGE = {"nnUNetTrainerMeanTeacher", "nnUNetTrainerCopyPaste"}
 NNUNETS = {"nnUNetTrainer", "nnUNetTrainerBN", "nnUNetTrainerNoDeepSupervision"}
 
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
@@ -121,31 +119,24 @@ def test_no_path_of_a_developer(page):
     assert not re.search(r"(?<![\w$])/(work|home|root|tmp)/", page.read_text())
 
 
-def table_rows(section: str) -> dict[str, list[str]]:
-    """First cell, without its backticks -> the other cells, for every row that begins with code."""
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in section.splitlines() if line[:3] == "| `"]
-    return {row[0].strip("`"): row[1:] for row in rows}
+spec = importlib.util.spec_from_file_location("generate", ROOT / "docs/generate.py")
+generate = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(generate)
 
 
-@pytest.mark.parametrize(
-    ("heading", "config", "base"),
-    [
-        ("Schedule", TrainingConfig, None),
-        ("Semi-supervised training", SSLConfig, TrainingConfig),
-        ("Twin networks", CPSConfig, SSLConfig),
-        ("High-quality contrast", HqCLConfig, CPSConfig),
-        ("Distance-aware contrast", DVCLConfig, HqCLConfig),
-    ],
-)
-def test_the_configuration_page_is_the_config(heading, config, base):
-    page = (ROOT / "docs/reference/configuration.md").read_text()
-    rows = table_rows(page.partition(f"\n## {heading}\n")[2].partition("\n## ")[0])
-    inherited = {option.name for option in fields(base)} if base else set()
-    options = [option for option in fields(config) if option.name not in inherited]
-    assert list(rows) == [option.name for option in options]
-    for option in options:
-        assert rows[option.name][0] == f"`{json.dumps(option.default)}`", option.name
-        assert ("`null`" in rows[option.name][1]) == option.metadata["optional"], option.name
+@pytest.mark.parametrize("table", generate.TABLES)
+def test_generated_tables_are_what_the_trainers_say(table):
+    page, text = generate.generated(table)
+    assert page.read_text() == text, f"{page.name} is out of date: make docs"
+
+
+def test_every_key_has_a_meaning_and_stands_there_once():
+    rows = re.findall(r"^\| `(\w+)` \| `[^`]+` \| [^|]+ \| ([^|]+) \|$", generate.options_tables(), re.MULTILINE)
+    own = {key for key, _ in rows}
+    assert own == set().union(*(getattr(nnunet_dvcl.trainers, n).config_class.model_fields for n in generate.NAMES))
+    assert all(len(meaning) >= len("epochs") for _, meaning in rows)
+    # those of the paper's protocol have defaults of their own
+    assert sorted(key for key in own if [k for k, _ in rows].count(key) > 1) == ["initial_lr", "num_epochs"]
 
 
 def api_headings(module) -> list[str]:
@@ -169,7 +160,10 @@ def arguments(call: str) -> list[tuple[str, object]]:
     return named + ([(spec.kwarg.arg, ...)] if spec.kwarg else [])
 
 
-@pytest.mark.parametrize("module", [nnunet_dvcl.losses, nnunet_dvcl.memory, nnunet_dvcl.voxels.sampling, distributed])
+@pytest.mark.parametrize(
+    "module",
+    [nnunet_dvcl.losses, nnunet_dvcl.memory, nnunet_dvcl.voxels.entropy_split, nnunet_dvcl.voxels.draws, distributed],
+)
 def test_the_api_page_has_every_signature(module):
     headings = api_headings(module)
     assert {heading.partition("(")[0] for heading in headings} == public_names(module)

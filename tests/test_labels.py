@@ -4,12 +4,11 @@ import math
 
 import pytest
 import torch
-from naive_pseudo_labels import naive_cps, naive_entropy
+from naive_pseudo_labels import naive_entropy
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from torch import Tensor
 
-from nnunet_dvcl.labels import SigmoidRegions, SoftmaxLabels
-from nnunet_dvcl.losses import cross_region_supervision
+from nnunet_dvcl.labels import SigmoidRegions, SoftmaxLabels, labels_of
 
 # dataset.json's "labels" and "regions_class_order"
 NESTED = ({"background": 0, "whole": [1, 2, 3], "core": [2, 3], "enhancing": [3]}, [1, 2, 3])
@@ -146,12 +145,6 @@ def test_class_probabilities_sum_over_all_ways_to_paint(labels, order):
     torch.testing.assert_close(found.sum(1), torch.ones_like(found[:, 0]))
 
 
-def test_regions_are_taught_by_bce():
-    a, b, valid = logits_of(3, 4, 5), logits_of(3, 4, 5, seed=1), torch.ones(2, 4, 5, dtype=torch.bool)
-    regions = of_manager(LabelManager(*NESTED))
-    assert regions.cross_pseudo_supervision(a, b, valid) == cross_region_supervision(a, b, valid)
-
-
 # --------------------------------------------------------------------------- labels
 
 
@@ -166,11 +159,6 @@ def test_softmax_labels(space):
     assert torch.equal(labels.predicted(logits), logits.argmax(1))
     vectors = p.movedim(1, -1).flatten(0, -2)
     assert 0 <= (vectors @ vectors.T).min() <= (vectors @ vectors.T).max() <= 1
-
-
-def test_softmax_labels_are_taught_by_cross_entropy():
-    a, b, valid = logits_of(3, 4, 5), logits_of(3, 4, 5, seed=1), torch.ones(2, 4, 5, dtype=torch.bool)
-    assert SoftmaxLabels(3).cross_pseudo_supervision(a, b, valid).item() == pytest.approx(naive_cps(a, b, valid))
 
 
 @pytest.mark.parametrize(("ignore_label", "expected"), [(None, [-1, 0, 1, 2, 3]), (3, [-1, 0, 1, 2, -1])])
@@ -188,3 +176,65 @@ def test_half_precision_is_computed_in_float32(labels, dtype):
     for function in (labels.probabilities, labels.entropy, labels.class_probabilities):
         assert function(logits).dtype == torch.float32
         assert torch.equal(function(logits), function(logits.float()))
+
+
+@pytest.mark.parametrize("labels", [SoftmaxLabels(3), SigmoidRegions([(1, 2, 3), (2, 3), 3], [1, 2, 3])])
+def test_channel_probabilities_are_unscaled_and_have_a_graph(labels):
+    logits = logits_of(3, 4, 5).requires_grad_()
+    found = labels.channel_probabilities(logits)
+    rows = [[sigmoid(x) for x in row] if labels.has_regions else softmax(row) for row in rows_of(logits)]
+    torch.testing.assert_close(found.movedim(1, -1).flatten(0, -2), torch.tensor(rows, dtype=torch.float64))
+    found.square().sum().backward()
+    assert logits.grad.abs().sum() > 0
+    assert labels.channel_probabilities(logits.half()).dtype == torch.float32
+
+
+@pytest.mark.parametrize("labels", [SoftmaxLabels(4), SigmoidRegions([(1, 2, 3), (2, 3), 3, 1], [1, 2, 3, 1])])
+def test_the_entropy_of_the_unsure_is_the_highest(labels):
+    assert labels.entropy(torch.zeros(1, 4, 1)).item() == pytest.approx(labels.max_entropy)
+    assert labels.entropy(logits_of(4, 50)).max() <= labels.max_entropy
+
+
+# --------------------------------------------------------------------------- targets of nnU-Net's loss
+
+
+def softmax(row: list[float]) -> list[float]:
+    exponentials = [math.exp(x) for x in row]
+    return [x / sum(exponentials) for x in exponentials]
+
+
+@pytest.mark.parametrize("scales", [None, [[1, 1], [0.5, 0.5], [0.25, 0.5]]])
+@pytest.mark.parametrize("with_ignore", [False, True])
+@pytest.mark.parametrize("labels", [({"background": 0, "a": 1, "b": 2}, None), NESTED])
+def test_a_target_is_what_nnunets_own_transforms_make(labels, with_ignore, scales):
+    """Of the label map that the classes stand for: its channels, on each level of deep supervision."""
+    from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+    names, order = labels
+    ignore = 1 + int(max(LabelManager(*labels).all_labels))
+    manager = LabelManager(names | {"ignore": ignore} if with_ignore else names, order)
+    ours = labels_of(manager)
+    label_map = torch.randint(0, ignore + with_ignore, (2, 8, 12), generator=torch.Generator().manual_seed(0))
+    transforms = nnUNetTrainer.get_validation_transforms(
+        scales, regions=manager.foreground_regions if order else None, ignore_label=manager.ignore_label
+    )
+    of_patches = [
+        transforms(image=torch.zeros(1, 8, 12), segmentation=patch[None].short())["segmentation"] for patch in label_map
+    ]
+    levels = (
+        [torch.stack(level).float() for level in zip(*of_patches, strict=True)] if scales else torch.stack(of_patches)
+    )
+    like = [torch.zeros_like(level) for level in levels] if scales else torch.zeros(2, 3, 8, 12)
+    found = ours.to_target(ours.of_label_map(label_map), like)
+    for level, expected in zip(found, levels, strict=True) if scales else [(found, levels.float())]:
+        assert torch.equal(level, expected)
+        assert torch.equal(level.round(), level)
+    target = found[0] if scales else found
+    assert torch.equal(ours.of_target(target), ours.of_label_map(label_map))
+
+
+@pytest.mark.parametrize("labels", [SoftmaxLabels(3), SigmoidRegions([(1, 2), 2], [1, 2])])
+def test_unknown_is_background_where_nothing_is_ignored(labels):
+    classes = torch.tensor([[-1, 0, 2]])
+    assert torch.equal(labels.to_target(classes)[..., 0], labels.to_target(classes)[..., 1])
+    assert labels.of_target(labels.to_target(classes)).tolist() == [[0, 0, 2]]

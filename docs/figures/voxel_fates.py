@@ -26,12 +26,11 @@ from torch import Tensor
 
 import nnunet_dvcl.trainers
 from nnunet_dvcl.data.folders import find_plans_file
-from nnunet_dvcl.diagnostics.validation_patches import draw_validation_patches
-from nnunet_dvcl.diagnostics.validation_voxels import ValidationVoxels
+from nnunet_dvcl.diagnostics.validation_voxels import ValidationVoxels, draw_validation_patches
 from nnunet_dvcl.figures import curve_styles, draw_curve, plain_style, save_picture
 from nnunet_dvcl.losses import voxel_entropy
 from nnunet_dvcl.networks import run_with_features
-from nnunet_dvcl.voxels.sampling import split_by_entropy
+from nnunet_dvcl.voxels.entropy_split import split_by_entropy
 
 FATES = ("reliable, right", "unreliable, right", "unreliable, wrong", "reliable, wrong")
 GRAYS = ("0.9", "0.7", "0.4", "0.1")

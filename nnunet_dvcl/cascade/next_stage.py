@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from os.path import isfile, join
 
@@ -26,7 +26,6 @@ from nnunet_dvcl.cascade.previous_stage import (
     stages_after,
     with_previous_stage,
 )
-from nnunet_dvcl.config import SSLConfig
 from nnunet_dvcl.data import UnlabeledDataset, get_unlabeled_dataset
 from nnunet_dvcl.data.folders import DatasetFolders
 from nnunet_dvcl.data.messages import bullet_list
@@ -37,7 +36,13 @@ from nnunet_dvcl.networks import unwrap
 
 
 def predict_unlabeled(
-    predictor: nnUNetPredictor, trainer: str, configuration: str, fold: int | str, num_processes: int, log: Log
+    predictor: nnUNetPredictor,
+    trainer: str,
+    configuration: str,
+    fold: int | str,
+    num_processes: int,
+    log: Log,
+    uses_unlabeled_folder: Callable[[dict], bool],
 ) -> list[str]:
     """Predicts the unlabeled cases of a fold, from both sources, for each next stage that the plans name.
 
@@ -49,6 +54,7 @@ def predict_unlabeled(
         trainer, configuration, fold: of the network, as nnU-Net's commands name them.
         num_processes: that resample and save; this process predicts.
         log: prints.
+        uses_unlabeled_folder: whether the trainer takes the scans of ``imagesTr_unlabeled``, of a configuration.
 
     Returns:
         The folders with the predictions, one a next stage. A prediction is nnU-Net's label map, [*S] of the next stage.
@@ -77,7 +83,7 @@ def predict_unlabeled(
 
     for stage in stages:
         next_configuration = plans_manager.get_configuration(stage.next_stage).configuration
-        use_folder = SSLConfig.from_plans(next_configuration).unlabeled_folder
+        use_folder = uses_unlabeled_folder(next_configuration)
         cases = unlabeled(configuration, use_folder, before)
         _predict_stage(predictor, stage, cases, unlabeled(stage.next_stage, use_folder), num_processes, log)
     return [stage.unlabeled for stage in stages]

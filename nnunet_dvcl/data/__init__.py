@@ -9,21 +9,24 @@ from nnunet_dvcl.data.loader import (
     unlabeled_transforms,
 )
 from nnunet_dvcl.data.preprocess import preprocess_unlabeled
-from nnunet_dvcl.data.twin_views import twin_views
 from nnunet_dvcl.data.unlabeled import get_unlabeled_dataset
 from nnunet_dvcl.data.unlabeled_dataset import ImageMask, NumpyDataset, UnlabeledDataset
+from nnunet_dvcl.data.views import TWINS, WEAK_STRONG, View, make_views
 
 __all__ = [
+    "TWINS",
+    "WEAK_STRONG",
     "ImageMask",
     "NumpyDataset",
     "UnlabeledDataset",
     "UnlabeledLoader",
+    "View",
     "allowed_workers",
     "divide_workers",
     "get_unlabeled_dataset",
+    "make_views",
     "preprocess_unlabeled",
     "start_augmenter",
     "stop_augmenter",
-    "twin_views",
     "unlabeled_transforms",
 ]

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from nnunet_dvcl import distributed
 from nnunet_dvcl.diagnostics import neighborhood_quality
-from nnunet_dvcl.diagnostics.validation_patches import draw_validation_patches
-from nnunet_dvcl.diagnostics.validation_voxels import ValidationVoxels
+from nnunet_dvcl.diagnostics.validation_voxels import ValidationVoxels, draw_validation_patches
 from nnunet_dvcl.networks import run_with_features
-from nnunet_dvcl.voxels.sampling import draw_voxels, split_by_entropy
+from nnunet_dvcl.voxels.draws import draw_voxels
+from nnunet_dvcl.voxels.entropy_split import split_by_entropy
 
 if TYPE_CHECKING:
-    from nnunet_dvcl.config import DVCLConfig
     from nnunet_dvcl.labels import Labels
     from nnunet_dvcl.losses import DistanceAwareContrastiveLoss
 
@@ -29,7 +29,6 @@ class NeighborhoodCurves:
     measures the same, and none waits for another.
     """
 
-    config: DVCLConfig
     labels: Labels
     dvcl: DistanceAwareContrastiveLoss
 
@@ -40,18 +39,19 @@ class NeighborhoodCurves:
             images, label_maps = draw_validation_patches(
                 datasets[1], _NUM_PATCHES, manager.patch_size, self.label_manager
             )
-            self.validation_voxels = ValidationVoxels(
-                images, self.labels.of_label_map(label_maps), self.config.validation_voxels, self.batch_size
-            )
+            with distributed.single_rank():
+                self.validation_voxels = ValidationVoxels(
+                    images, self.labels.of_label_map(label_maps), self.config.validation_voxels, self.batch_size
+                )
         return datasets
 
     def epoch_statistics(self) -> dict[str, float]:
         statistics = super().epoch_statistics()
         if not self.config.validation_voxels:
             return statistics
-        features, labels, correct = (
-            torch.cat(rows) for rows in zip(*[self._unreliable(name) for name in self.students()], strict=True)
-        )
+        with distributed.single_rank():
+            of_students = [self._unreliable(name) for name in self.student_names]
+        features, labels, correct = (torch.cat(rows) for rows in zip(*of_students, strict=True))
         itself = torch.arange(len(features), device=self.device)
         quality = neighborhood_quality(self.dvcl.neighborhoods(features, itself), labels, correct)
         return statistics | {f"val_{name}": share.item() for name, share in quality.items()}
@@ -60,7 +60,7 @@ class NeighborhoodCurves:
         """Features [N, d], true classes [N] and whether they are predicted, of a network's unreliable voxels."""
 
         def forward(image: Tensor) -> tuple[Tensor, Tensor]:
-            with self._autocast():
+            with self.autocast():
                 return run_with_features(self.students()[name], image)
 
         labels = self.validation_voxels.labels.to(self.device)

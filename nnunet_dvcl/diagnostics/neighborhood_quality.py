@@ -10,6 +10,18 @@ from torch import Tensor
 if TYPE_CHECKING:
     from nnunet_dvcl.losses import Neighborhoods
 
+SHARES = (
+    "outsiders_differ",
+    "neighbors_same",
+    "neighbors_same_correct",
+    "relevant_same",
+    "ordinary_same",
+    "outlier_neighbors_same",
+    "outliers_wrong",
+    "unreliable_wrong",
+)
+"""What `neighborhood_quality` measures."""
+
 
 @torch.no_grad()
 def neighborhood_quality(neighborhoods: Neighborhoods, labels: Tensor, correct: Tensor) -> dict[str, Tensor]:
@@ -35,17 +47,14 @@ def neighborhood_quality(neighborhoods: Neighborhoods, labels: Tensor, correct: 
     same = labels[neighbors] == labels[:, None]  # [N, K]
     differ = labels[outsiders] != labels[:, None]  # [N, K']
     alone = len(labels) < 2
-    return {
-        "outsiders_differ": _share(differ.all(1)[alone:]),
-        "neighbors_same": _share(same.all(1)[alone:]),
-        "neighbors_same_correct": _share((same & correct[neighbors]).all(1)[alone:]),
-        "relevant_same": _share(same[relevant]),
-        "ordinary_same": _share(same[~relevant]),
-        "outlier_neighbors_same": _share(same[outlier]),
-        "outliers_wrong": _share(~correct[outlier]),
-        "unreliable_wrong": _share(~correct),
-    }
-
-
-def _share(true: Tensor) -> Tensor:
-    return true.float().mean()
+    true = (
+        differ.all(1)[alone:],
+        same.all(1)[alone:],
+        (same & correct[neighbors]).all(1)[alone:],
+        same[relevant],
+        same[~relevant],
+        same[outlier],
+        ~correct[outlier],
+        ~correct,
+    )
+    return {name: holds.float().mean() for name, holds in zip(SHARES, true, strict=True)}

@@ -1,10 +1,11 @@
 """How hard each term of the loss pulls at the decoder's last features, beside the supervised loss."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
+from nnunet_dvcl import distributed
 from nnunet_dvcl.voxels.gathering import to_dense
 
 
@@ -13,24 +14,24 @@ def relative_gradients(
     reference: Tensor,
     features: Sequence[Tensor],
     scale: float = 1.0,
-    reduce: Callable[[Tensor], Tensor] = lambda squares: squares,
 ) -> dict[str, Tensor]:
     """The norm of each term's gradient at feature maps, divided by the norm of the reference's.
 
-    The graph is kept: a backward pass can follow.
+    The graph is kept: a backward pass can follow. On several ranks the norms are those of the whole batch.
 
     Args:
         terms: name -> [], weighted as in the total loss. Without a graph: its gradient is 0.
         reference: [], the supervised loss.
         features: feature maps, one a network; the norm is taken over all of them together.
         scale: gradients are computed of the losses times this: those of half-precision features underflow otherwise.
-        reduce: sums squares over the processes that share a batch (`nnunet_dvcl.distributed.total`).
 
     Returns:
         Name -> [] float32; nan or inf where the reference has no gradient.
     """
-    unit = reduce(_squared_norm(reference, features, scale)).sqrt()
-    return {name: reduce(_squared_norm(value, features, scale)).sqrt() / unit for name, value in terms.items()}
+    unit = distributed.total(_squared_norm(reference, features, scale)).sqrt()
+    return {
+        name: distributed.total(_squared_norm(value, features, scale)).sqrt() / unit for name, value in terms.items()
+    }
 
 
 def _squared_norm(value: Tensor, features: Sequence[Tensor], scale: float) -> Tensor:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from batchgeneratorsv2.transforms.nnunet.seg_to_onehot import MoveSegAsOneHotToDataTransform
+from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
+from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset
+from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from torch import Tensor
 
+from nnunet_dvcl.voxels.draws import draw_voxels
 from nnunet_dvcl.voxels.gathering import gather_rows
-from nnunet_dvcl.voxels.sampling import draw_voxels
 
 Forward = Callable[[Tensor], tuple[Tensor, Tensor]]
 """Images [B, channels, *S] -> logits [B, C, *S] and features [B, F, *S]."""
@@ -50,3 +56,40 @@ class ValidationVoxels:
             index = index.to(device)
             rows.append((gather_rows(logits, index).float(), gather_rows(features, index).float()))
         return VoxelRows(*(torch.cat(part) for part in zip(*rows, strict=True)))
+
+
+def draw_validation_patches(
+    dataset: nnUNetBaseDataset, number: int, patch_size: Sequence[int], label_manager: LabelManager
+) -> tuple[Tensor, Tensor]:
+    """Patches around foreground voxels, the classes in equal shares as nnU-Net draws them; the same at each call.
+
+    In a cascade the images have a channel more for each label, the previous stage's prediction.
+
+    Returns:
+        images [number, channels, *S] float32 and label maps [number, *S] int64 with nnU-Net's own values, -1 where a
+        voxel is padding or outside.
+    """
+    cascaded = dataset.folder_with_segs_from_previous_stage is not None
+    loader = nnUNetDataLoader(
+        dataset,
+        number,
+        patch_size,
+        patch_size,
+        label_manager,
+        oversample_foreground_percent=1.0,
+        transforms=MoveSegAsOneHotToDataTransform(1, label_manager.foreground_labels) if cascaded else None,
+    )
+    with _fixed_random_state():
+        batch = next(loader)
+    return batch["data"], batch["target"][:, 0].long()
+
+
+@contextmanager
+def _fixed_random_state() -> Iterator[None]:
+    """nnU-Net's loader draws from NumPy's global generator, which goes on afterwards as if nothing had happened."""
+    state = np.random.get_state()
+    np.random.seed(0)
+    try:
+        yield
+    finally:
+        np.random.set_state(state)

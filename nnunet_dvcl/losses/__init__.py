@@ -2,7 +2,6 @@
 
 from nnunet_dvcl.losses.complementary_labels import complementary_label_contrast
 from nnunet_dvcl.losses.cross_pseudo_supervision import cross_pseudo_supervision
-from nnunet_dvcl.losses.cross_region_supervision import cross_region_supervision
 from nnunet_dvcl.losses.distance_aware import DistanceAwareContrastiveLoss
 from nnunet_dvcl.losses.entropy import voxel_entropy
 from nnunet_dvcl.losses.high_quality import HighQualityContrastiveLoss
@@ -20,7 +19,6 @@ __all__ = [
     "Neighborhoods",
     "complementary_label_contrast",
     "cross_pseudo_supervision",
-    "cross_region_supervision",
     "find_neighborhoods",
     "gaussian_rampup",
     "info_nce",

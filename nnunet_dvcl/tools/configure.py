@@ -12,10 +12,10 @@ from batchgenerators.utilities.file_and_folder_operations import load_json
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_dvcl.cascade.previous_stage import check_previous_stage
-from nnunet_dvcl.config import check_ssl
 from nnunet_dvcl.data.folders import check_configuration, check_name, find_plans_file
 from nnunet_dvcl.data.storage import write_json
 from nnunet_dvcl.errors import UserError
+from nnunet_dvcl.trainers.base.config import check_ssl
 
 # nnU-Net's own keys that most configurations do not have
 _STAGE_KEYS = ("previous_stage", "next_stage")

@@ -14,6 +14,7 @@ from nnunet_dvcl.data.folders import find_plans_file
 from nnunet_dvcl.errors import UserError
 from nnunet_dvcl.tools.device import find_device
 from nnunet_dvcl.tools.model_folders import choose_checkpoints, find_trained
+from nnunet_dvcl.tools.trainer_classes import find_trainer_class
 
 
 def predict_next_stage(
@@ -51,7 +52,8 @@ def predict_next_stage(
     predictor.initialize_from_trained_model_folder(dirname(trained.folder), (trained.fold,), name)
     # as they are now: the next stage may be younger than the plans that lie beside the model
     predictor.plans_manager = plans_manager
-    return predict_unlabeled(predictor, trainer, configuration, trained.fold, num_processes, print)
+    uses_folder = find_trainer_class(trainer).uses_unlabeled_folder
+    return predict_unlabeled(predictor, trainer, configuration, trained.fold, num_processes, print, uses_folder)
 
 
 def _no_next_stage(plans_manager: PlansManager, configuration: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from nnunet_dvcl.losses import complementary_label_contrast
-from nnunet_dvcl.trainers.base.nnUNetTrainerSSL import Step
+from nnunet_dvcl.trainers.base import Reach, Step
 from nnunet_dvcl.trainers.nnUNetTrainerCPS_HqCL import Voxels
 from nnunet_dvcl.trainers.nnUNetTrainerDVCL import Queries, nnUNetTrainerDVCL
 
@@ -17,6 +17,8 @@ class nnUNetTrainerCL_VCL(nnUNetTrainerDVCL):
     measured for both alike.
     """
 
+    reaches = nnUNetTrainerDVCL.reaches | {"dvcl": Reach.of("A B head_A head_B", "unreliable")}
+
     def score(self, step: Step, voxels: dict[str, Voxels], queries: Queries) -> Tensor:
         queries = queries.compact()
         centers = self.memory["bank"].centers()
@@ -25,8 +27,5 @@ class nnUNetTrainerCL_VCL(nnUNetTrainerDVCL):
             queries.features, probabilities, *centers, temperature=self.config.temperature
         )
 
-    def why_zero(self, term: str) -> str:
-        reason = super().why_zero(term)
-        if term == "dvcl" and "contrastive_start" not in reason:
-            return "no unreliable voxel was found, or no class that one is unlikely of has a center yet"
-        return reason
+    def why_no_query(self) -> str:
+        return "no unreliable voxel was found, or no class that one is unlikely of has a center yet"

@@ -12,19 +12,51 @@ from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import nn
 
-from nnunet_dvcl.config import PaperCPSConfig, PaperDVCLConfig
-from nnunet_dvcl.presets import differences_from
-from nnunet_dvcl.trainers.nnUNetTrainerCPS import SUPERVISED_SCALE, nnUNetTrainerCPS
-from nnunet_dvcl.trainers.nnUNetTrainerDVCL import nnUNetTrainerDVCL
-from nnunet_dvcl.trainers.nnUNetTrainerSupervised import nnUNetTrainerSupervised
+from nnunet_dvcl.options import Count, Positive
+from nnunet_dvcl.trainers.base import Preset, TrainingConfig, nnUNetTrainerPlugin
+from nnunet_dvcl.trainers.base.step import SUPERVISED_SCALE
+from nnunet_dvcl.trainers.nnUNetTrainerCPS import CPSConfig, nnUNetTrainerCPS
+from nnunet_dvcl.trainers.nnUNetTrainerDVCL import DVCLConfig, nnUNetTrainerDVCL
+
+# the network and the patches of the paper's protocol; docs/explanation/paper-protocol.md says what is known of it
+PRESET = Preset(
+    "paper",
+    {
+        "patch_size": [64, 128, 128],
+        "batch_size": 2,
+        "architecture.arch_kwargs.n_stages": 5,
+        "architecture.arch_kwargs.features_per_stage": [16, 32, 64, 128, 256],
+        "architecture.arch_kwargs.strides": [[1, 1, 1], [2, 2, 2], [2, 2, 2], [2, 2, 2], [2, 2, 2]],
+        "architecture.arch_kwargs.kernel_sizes": [[3, 3, 3]] * 5,
+        "architecture.arch_kwargs.n_conv_per_stage": [2] * 5,
+        "architecture.arch_kwargs.n_conv_per_stage_decoder": [2] * 4,
+    },
+)
 
 
-class PaperProtocol(nnUNetTrainerSupervised):
+class PaperSchedule(TrainingConfig):
+    """The schedule of the paper's protocol, as far as it is known: 20,000 iterations of SGD."""
+
+    initial_lr: Positive = 0.05  # 0.1 on the paper's loss, of which the trainers' is twice
+    num_epochs: Count = 80  # of 250 iterations: 20,000. Paper
+
+
+class PaperCPSConfig(PaperSchedule, CPSConfig):
+    """CPS in the paper's protocol."""
+
+
+class PaperDVCLConfig(PaperSchedule, DVCLConfig):
+    """DVCL in the paper's protocol."""
+
+
+class PaperProtocol(nnUNetTrainerPlugin):
     """What both trainers have of the paper's protocol beside the values of their configs.
 
     The network and the patches are the plans': ``nnunet_dvcl configure --preset paper``. So the model deploys like any
     other. Each value, and whether the paper gives it: docs/explanation/paper-protocol.md.
     """
+
+    preset = PRESET
 
     def initialize(self) -> None:
         self.enable_deep_supervision = False
@@ -34,12 +66,12 @@ class PaperProtocol(nnUNetTrainerSupervised):
         self._report_differences()
 
     def _report_differences(self) -> None:
-        differences = differences_from("paper", self.configuration_manager.configuration)
+        differences = PRESET.differences(self.configuration_manager.configuration)
         if differences:
             self.print_to_log_file(
                 "\n  ".join(["WARNING: the configuration is not the one of the paper's protocol:", *differences])
                 + f"\nTo make that: nnunet_dvcl configure -d {self.plans_manager.dataset_name} -c 3d_fullres "
-                f"-p {self.plans_manager.plans_name} --name 3d_paper --preset paper"
+                f"-p {self.plans_manager.plans_name} --name 3d_paper --preset {PRESET.name}"
             )
 
     def configure_optimizers(self, *stage):

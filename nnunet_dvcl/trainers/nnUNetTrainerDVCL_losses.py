@@ -9,7 +9,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from nnunet_dvcl.losses import info_nce, nn_clr, positiveness, sim_clr, sn_clr, soft_neighbor_likelihood
-from nnunet_dvcl.trainers.base.nnUNetTrainerSSL import Step
+from nnunet_dvcl.trainers.base import Reach, Step
 from nnunet_dvcl.trainers.nnUNetTrainerCPS_HqCL import Voxels
 from nnunet_dvcl.trainers.nnUNetTrainerDVCL import (
     Queries,
@@ -26,16 +26,22 @@ class nnUNetTrainerDVCL_LogLikelihood_NPS(nnUNetTrainerDVCL_noQDS):
     """The likelihood with neighbor partitioning, Eq. 14 and 18: Table 3, row 7."""
 
 
+_OF_FEATURES = {"dvcl": Reach.of("A B head_A head_B", "unreliable")}
+_OF_VIEWS = {"dvcl": Reach.of("A B head_A head_B", "unreliable in A or B")}
+
+
 class _LossVariant(nnUNetTrainerDVCL_noNPS_noQDS):
     def other_views(self, voxels: dict[str, Voxels], queries: Queries) -> Tensor:
         """The queries that take part in the other network: both see the same image, so voxel is voxel."""
         other = {"A": "B", "B": "A"}
         index = {other[name]: index for name, index in queries.index.items()}
-        return self.project_rows(voxels, index, queries.here)[queries.rows >= 0]
+        return self.project_rows(voxels, index, queries.is_local)[queries.rows >= 0]
 
 
 class nnUNetTrainerDVCL_InfoNCE(_LossVariant):
     """InfoNCE of features, neighbors against outsiders (van den Oord et al., 2018): Table 3, row 1."""
+
+    reaches = _LossVariant.reaches | _OF_FEATURES
 
     def score(self, step: Step, voxels: dict[str, Voxels], queries: Queries) -> Tensor:
         queries = queries.compact()
@@ -49,6 +55,8 @@ class nnUNetTrainerDVCL_InfoNCE(_LossVariant):
 class nnUNetTrainerDVCL_SimCLR(_LossVariant):
     """SimCLR between the features of both networks (Chen et al., ICML 2020): Table 3, row 2."""
 
+    reaches = _LossVariant.reaches | _OF_VIEWS
+
     def score(self, step: Step, voxels: dict[str, Voxels], queries: Queries) -> Tensor:
         views = self.other_views(voxels, queries)
         return sim_clr(queries.compact().features, views, self.config.temperature)
@@ -56,6 +64,8 @@ class nnUNetTrainerDVCL_SimCLR(_LossVariant):
 
 class nnUNetTrainerDVCL_NNCLR(_LossVariant):
     """NNCLR, the nearest neighbor as the positive (Dwibedi et al., ICCV 2021): Table 3, row 3."""
+
+    reaches = _LossVariant.reaches | _OF_VIEWS
 
     def score(self, step: Step, voxels: dict[str, Voxels], queries: Queries) -> Tensor:
         views = self.other_views(voxels, queries)
@@ -68,6 +78,8 @@ class nnUNetTrainerDVCL_NNCLR(_LossVariant):
 
 class nnUNetTrainerDVCL_SNCLR(_LossVariant):
     """SNCLR, neighbors as soft positives (Ge et al., ICLR 2023): Table 3, row 5."""
+
+    reaches = _LossVariant.reaches | _OF_FEATURES
 
     def score(self, step: Step, voxels: dict[str, Voxels], queries: Queries) -> Tensor:
         views = self.other_views(voxels, queries)

@@ -17,12 +17,11 @@ from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from thread_pools import threads_for_processes
 
-from nnunet_dvcl.diagnostics.validation_patches import draw_validation_patches
+from nnunet_dvcl.diagnostics.validation_voxels import draw_validation_patches
 from nnunet_dvcl.errors import UserError
 from nnunet_dvcl.networks import unwrap
 from nnunet_dvcl.tools.plots.features import plot_features
-from nnunet_dvcl.trainers import nnUNetTrainerCPS, nnUNetTrainerDVCL, nnUNetTrainerSupervised
-from nnunet_dvcl.trainers.base import nnUNetTrainerSSL
+from nnunet_dvcl.trainers import nnUNetTrainerCPS, nnUNetTrainerDVCL, nnUNetTrainerSSL, nnUNetTrainerSupervised
 
 LABELED, WITHHELD, SCANS = (
     ["case_0", "case_1", "case_2", "case_5"],
@@ -226,9 +225,10 @@ def test_intensities_of_their_own_leave_the_labels_alone(start, predicted):
     predicted(nnUNetTrainerCPS)
     trainer = start(nnUNetTrainerCPS, "cascade_tiny", 0, independent_intensities=True)
     differ = 0
-    for loader in (trainer.dataloader_train, trainer.dataloader_unlabeled):
-        for _ in range(6):
-            a, b = trainer.views(next(loader)["data"]).values()
+    for _ in range(6):
+        step = trainer._begin_step(next(trainer.dataloader_train), next(trainer.dataloader_unlabeled))
+        a_and_b = trainer.views(step).values()
+        for a, b in (tuple(view[:2] for view in a_and_b), tuple(view[2:] for view in a_and_b)):
             assert a.shape == b.shape == (2, 3, 16, 16, 16)
             assert torch.equal(a[:, 1:], b[:, 1:])
             assert set(a[:, 1:].unique().tolist()) <= {0, 1}

@@ -16,8 +16,7 @@ from nnunet_dvcl.cli import main
 from nnunet_dvcl.data import ImageMask
 from nnunet_dvcl.errors import UserError
 from nnunet_dvcl.tools.next_stage import predict_next_stage
-from nnunet_dvcl.trainers import nnUNetTrainerCPS
-from nnunet_dvcl.trainers.base import nnUNetTrainerSSL
+from nnunet_dvcl.trainers import nnUNetTrainerCPS, nnUNetTrainerSSL
 
 UNLABELED = {"case_3", "case_4", "scan_0", "scan_1", "scan_2"}
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import nnunet_dvcl.trainers as trainers
-from nnunet_dvcl.diagnostics.validation_patches import draw_validation_patches
+from nnunet_dvcl.diagnostics.validation_voxels import draw_validation_patches
 from nnunet_dvcl.losses import voxel_entropy
 from nnunet_dvcl.networks import run_with_features
 from nnunet_dvcl.trainers import nnUNetTrainerDVCL

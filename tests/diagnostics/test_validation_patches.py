@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from nnunet_dvcl.diagnostics.validation_patches import draw_validation_patches
+from nnunet_dvcl.diagnostics.validation_voxels import draw_validation_patches
 
 
 def draw(tiny, configuration="3d_tiny", cases=("case_4", "case_5"), number=6):

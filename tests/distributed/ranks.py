@@ -19,7 +19,7 @@ from nnunet_dvcl import distributed
 from nnunet_dvcl.cascade import next_stage
 from nnunet_dvcl.errors import UserError
 from nnunet_dvcl.networks import unwrap
-from nnunet_dvcl.voxels.sampling import draw_per_class, draw_voxels
+from nnunet_dvcl.voxels.draws import draw_per_class, draw_voxels
 
 TIMEOUT = timedelta(minutes=5)  # ranks that wait for each other are found out
 
@@ -67,7 +67,7 @@ def _own_part(batch: dict) -> dict:
     start = sum(
         size // distributed.world_size() + (r < size % distributed.world_size()) for r in range(distributed.rank())
     )
-    part = slice(start, start + distributed.share(size))
+    part = slice(start, start + distributed.local_batch_size(size))
     target = batch["target"]
     return {
         "data": batch["data"][part],
@@ -178,22 +178,25 @@ def too_small_a_batch(given: dict) -> str:
 def arithmetic() -> dict[str, Any]:
     rank = distributed.rank()
     rows = torch.full((3, 3), float(rank), requires_grad=True)
-    joined, joined_mask = distributed.join(rows, torch.tensor([False, rank == 1, rank == 1]))
-    (joined * torch.arange(3)[:, None]).sum().backward()
+    merged, merged_mask = distributed.merge_rows(rows, torch.tensor([False, rank == 1, rank == 1]))
+    (merged * torch.arange(3)[:, None]).sum().backward()
     part = torch.tensor([rank + 1.0, 10.0])
+    with distributed.single_rank():
+        alone = {"total": distributed.total(part), "ranks": (distributed.world_size(), distributed.rank())}
     return {
         "total": distributed.total(part),
         "mean": distributed.mean(part),
+        "alone": alone,
         "gather": distributed.gather(part),
         "untouched": part,
-        "places": distributed.places(
+        "order": distributed.order_over_ranks(
             torch.tensor([[0.1, 0.5, torch.inf], [0.2, 0.2, 0.3]], dtype=torch.float64) + 0.05 * rank
         ),
-        "ties": distributed.places(torch.zeros(1, 2)),
-        "joined": joined.detach(),
-        "joined_mask": joined_mask,
+        "ties": distributed.order_over_ranks(torch.zeros(1, 2)),
+        "merged": merged.detach(),
+        "merged_mask": merged_mask,
         "gradient": rows.grad,
-        "shares": [distributed.share(size) for size in (2, 3, 5)],
+        "shares": [distributed.local_batch_size(size) for size in (2, 3, 5)],
         "objects": distributed.gather_objects({"rank": rank}),
     }
 
@@ -209,11 +212,10 @@ def draws(classes: Tensor, per_class: int, repeat: int) -> dict[str, Any]:
         offset = 0
     torch.manual_seed(distributed.rank())
 
-    def joined(index: Tensor, here: Tensor) -> Tensor:
-        table, mask = distributed.join((index + offset)[..., None].float(), here)
+    def merged(index: Tensor, is_local: Tensor) -> Tensor:
+        table, mask = distributed.merge_rows((index + offset)[..., None].float(), is_local)
         return table[..., 0].long().where(mask, -1)
 
-    places = distributed.places
-    drawn = [joined(*draw_per_class(classes, number, per_class, places=places)) for _ in range(repeat)]
-    voxels = [joined(*draw_voxels(classes == 0, per_class, places=places)) for _ in range(repeat)]
+    drawn = [merged(*draw_per_class(classes, number, per_class)) for _ in range(repeat)]
+    voxels = [merged(*draw_voxels(classes == 0, per_class)) for _ in range(repeat)]
     return {"per_class": torch.stack(drawn), "voxels": [v[v >= 0] for v in voxels]}

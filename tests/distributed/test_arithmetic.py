@@ -5,7 +5,6 @@ import torch
 from jobs import CLASSES
 
 from nnunet_dvcl import distributed
-from nnunet_dvcl.voxels.sampling import draw_per_class, draw_voxels
 
 
 @pytest.fixture(params=[0, 1])
@@ -27,43 +26,38 @@ def test_batches_are_divided_as_nnunet_divides_them(of_rank):
     assert found["shares"] == ([1, 2, 3], [1, 1, 2])[rank]
 
 
-def test_places_are_those_among_all_keys_and_never_the_same(of_rank):
+def test_the_order_is_that_among_all_keys_and_never_the_same(of_rank):
     """Of 0.1, 0.5, inf and 0.15, 0.55, inf; of 0.2, 0.2, 0.3 and 0.25, 0.25, 0.35."""
     rank, found = of_rank
-    assert found["places"].tolist() == ([[0, 2, 4], [0, 1, 4]], [[1, 3, 5], [2, 3, 5]])[rank]
+    assert found["order"].tolist() == ([[0, 2, 4], [0, 1, 4]], [[1, 3, 5], [2, 3, 5]])[rank]
     assert found["ties"].tolist() == ([[0, 1]], [[2, 3]])[rank]
 
 
-def test_rows_are_joined_with_their_gradient(of_rank):
+def test_rows_are_merged_with_their_gradient(of_rank):
     """Rank 1 has the last two. Each rank asks once for the gradient, which the mean of DDP makes one."""
     rank, found = of_rank
-    assert found["joined"].tolist() == [[0, 0, 0], [1, 1, 1], [1, 1, 1]]
-    assert found["joined_mask"].tolist() == [False, True, True]
+    assert found["merged"].tolist() == [[0, 0, 0], [1, 1, 1], [1, 1, 1]]
+    assert found["merged_mask"].tolist() == [False, True, True]
     assert found["gradient"].tolist() == ([[0, 0, 0]] * 3, [[0, 0, 0], [2, 2, 2], [4, 4, 4]])[rank]
 
 
 def test_one_rank_communicates_nothing():
     values = torch.tensor([1.0, 2.0])
-    assert (distributed.world_size(), distributed.rank(), distributed.share(5)) == (1, 0, 5)
+    assert (distributed.world_size(), distributed.rank(), distributed.local_batch_size(5)) == (1, 0, 5)
     assert distributed.total(values) is values
     assert distributed.mean(values) is values
     assert distributed.gather(values).tolist() == [[1, 2]]
     assert distributed.gather_objects("x") == ["x"]
-    rows, here = torch.randn(2, 3, 4), torch.rand(2, 3) > 0.5
-    table, mask = distributed.join(rows, here)
+    rows, is_local = torch.randn(2, 3, 4), torch.rand(2, 3) > 0.5
+    table, mask = distributed.merge_rows(rows, is_local)
     assert table is rows
-    assert mask is here
+    assert mask is is_local
 
 
-def test_places_of_one_rank_change_no_draw():
-    for draw in (
-        lambda **more: draw_per_class(CLASSES, 3, 6, **more),
-        lambda **more: draw_voxels(CLASSES > 0, 6, **more),
-    ):
-        torch.manual_seed(3)
-        expected = draw()
-        torch.manual_seed(3)
-        assert all(map(torch.equal, draw(places=distributed.places), expected))
+def test_a_rank_by_itself_communicates_nothing(of_rank):
+    rank, found = of_rank
+    assert found["alone"]["total"].tolist() == [rank + 1, 10]
+    assert found["alone"]["ranks"] == (1, 0)
 
 
 # --------------------------------------------------------------------------- draws

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from nnunet_dvcl.config import TrainingConfig
 from nnunet_dvcl.data import preprocess_unlabeled
 from nnunet_dvcl.errors import UserError
 from nnunet_dvcl.tools.configure import configure
 from nnunet_dvcl.trainers import nnUNetTrainerDVCL, nnUNetTrainerSupervised
 from nnunet_dvcl.trainers.base.checkpoint import read_ssl_state
+from nnunet_dvcl.trainers.base.config import TrainingConfig
 
 CANNOT_WRITE = r"cannot be written \(.*Is the disk full, or the folder read-only\?.*unchanged"
 

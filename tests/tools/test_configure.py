@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from nnunet_dvcl.config import DVCLConfig
 
 from nnunet_dvcl.cascade.previous_stage import next_stages
-from nnunet_dvcl.config import DVCLConfig
 from nnunet_dvcl.errors import UserError
 from nnunet_dvcl.tools.configure import configure
 

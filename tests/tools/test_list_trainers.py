@@ -1,7 +1,6 @@
-"""``nnunet_dvcl trainers``, and its table on the commands page."""
+"""``nnunet_dvcl trainers``."""
 
 import re
-from pathlib import Path
 
 from nnunet_dvcl import trainers
 from nnunet_dvcl.cli import main
@@ -23,8 +22,3 @@ def test_the_summary_names_the_source():
     for name in TRAINING:
         summary = getattr(trainers, name).__doc__.splitlines()[0]
         assert re.search(r"Eq\.|Table|Figure|paper|nnUNetTrainer", summary), name
-
-
-def test_the_commands_page_lists_every_trainer():
-    page = (Path(__file__).parent.parent / "docs/reference/commands.md").read_text()
-    assert sorted(re.findall(r"^\| `(nnUNetTrainer\w+)` \|", page, re.MULTILINE)) == sorted(TRAINING)

@@ -11,7 +11,14 @@ def noise_step(trainer, progress: float = 0.5) -> Step:
     torch.manual_seed(0)
     space = trainer.configuration_manager.patch_size
     image = torch.randn(4, 1, *space)
-    logits = {name: ready_to_gather(full_resolution(network(image))) for name, network in trainer.students().items()}
+    outputs = {name: ready_to_gather(full_resolution(network(image))) for name, network in trainer.students().items()}
     valid = torch.ones(2, *space, dtype=torch.bool)
     valid[:, :4] = False
-    return Step(image, logits, torch.randint(0, 3, (2, *space)), valid, progress, trainer.labels)
+    target = torch.randint(0, 3, (2, *space))
+    return Step(image, target, valid, progress, trainer.labels, outputs=outputs)
+
+
+def step_with_features(trainer, step: Step) -> Step:
+    """What `ssl_terms` does first, for a test of what comes after."""
+    step.features.update((name, tap.pop()) for name, tap in trainer.taps.items())
+    return step

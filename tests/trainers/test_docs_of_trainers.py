@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from examples import example_of_the_docs
 
 from nnunet_dvcl.networks import unwrap
 from nnunet_dvcl.trainers import nnUNetTrainerCPS, nnUNetTrainerCPS_HqCL, nnUNetTrainerDVCL
@@ -42,11 +43,8 @@ def test_the_logging_page_gives_the_reasons_for_zero(start):
 
 
 @pytest.mark.parametrize("label_mode", ["labels", "regions + ignore"])
-def test_the_example_of_a_method_trains(start, tmp_path):
-    (example,) = re.findall(r"^```python\n(.*?)^```", (DOCS / "how-to/add-a-method.md").read_text(), re.DOTALL | re.M)
-    namespace = {"__name__": __name__}
-    exec(example, namespace)
-    trainer = start(namespace["nnUNetTrainerAveragedTeacher"])
+def test_the_mean_teacher_of_the_docs_trains(start, tmp_path):
+    trainer = start(example_of_the_docs("nnUNetTrainerMeanTeacher"))
     teacher = trainer.memory["teacher"]
     before = torch.nn.utils.parameters_to_vector(teacher.parameters()).clone()
     student = torch.nn.utils.parameters_to_vector(unwrap(trainer.network).parameters()).detach()
@@ -59,7 +57,23 @@ def test_the_example_of_a_method_trains(start, tmp_path):
     student = torch.nn.utils.parameters_to_vector(unwrap(trainer.network).parameters()).detach()
     assert 0 < (after - before).norm() < (student - before).norm()
     assert {"ssl/consistency", "ssl/rampup"} <= set(trainer.logger.get_checkpoint())
+    weighted = outputs[-1]["supervised_A"] + 2 * 0.1 * outputs[-1]["rampup"] * outputs[-1]["consistency"]
+    assert outputs[-1]["total"] == pytest.approx(weighted), "nnU-Net's loss is twice the papers'"
 
     trainer.save_checkpoint(str(tmp_path / "checkpoint.pth"))
-    state = torch.load(tmp_path / "checkpoint.pth", weights_only=False)["ssl_state"]
-    assert {key.partition(".")[0] for key in state["memory"]} == {"teacher"}
+    checkpoint = torch.load(tmp_path / "checkpoint.pth", weights_only=False)
+    assert {key.partition(".")[0] for key in checkpoint["ssl_state"]["memory"]} == {"teacher"}
+    saved = trainer.saved_networks(checkpoint)
+    assert list(saved) == list(trainer.networks()) == ["A", "teacher"]
+    for name, network in trainer.networks().items():
+        assert all(torch.equal(saved[name][key], value) for key, value in unwrap(network).state_dict().items())
+
+
+@pytest.mark.parametrize("label_mode", ["labels", "ignore", "regions + ignore"])
+@pytest.mark.parametrize("configuration", ["2d_tiny", "3d_tiny"])
+def test_the_copy_paste_of_the_docs_trains(start, configuration, label_mode):
+    trainer = start(example_of_the_docs("nnUNetTrainerCopyPaste"), configuration)
+    outputs = _run_steps(trainer, 3)
+    assert all(math.isfinite(output["total"]) for output in outputs)
+    assert outputs[-1]["pasted"] != 0
+    assert outputs[-1]["total"] == pytest.approx(outputs[-1]["supervised_A"] + 2 * 0.25 * outputs[-1]["pasted"])

@@ -23,7 +23,7 @@ from naive_distance_aware import (
 from naive_high_quality import make_rows as make_classes
 from naive_high_quality import naive_hqcl
 from naive_pseudo_labels import naive_cps, naive_entropy, naive_split, random_logits
-from noise import noise_step
+from noise import noise_step, step_with_features
 from torch import Tensor
 
 from nnunet_dvcl.losses import (
@@ -35,7 +35,7 @@ from nnunet_dvcl.losses import (
 )
 from nnunet_dvcl.trainers import nnUNetTrainerCPS, nnUNetTrainerCPS_HqCL, nnUNetTrainerDVCL
 from nnunet_dvcl.trainers import nnUNetTrainerDVCL_noNPS_noQDS as nnUNetTrainerLikelihood
-from nnunet_dvcl.voxels.sampling import split_by_entropy
+from nnunet_dvcl.voxels.entropy_split import split_by_entropy
 
 EVERY_VOXEL = 4 * 2 * 16 * 16  # of both networks, in the four patches of 2d_tiny
 
@@ -138,10 +138,10 @@ def test_equation_04_entropy(space):
 def test_equation_05_reliable_and_unreliable_masks(start):
     """Each network has its own; padding is in neither."""
     trainer = start(nnUNetTrainerDVCL, "2d_tiny")
-    step = noise_step(trainer)
+    step = step_with_features(trainer, noise_step(trainer))
     masks = []
     for name in "AB":
-        voxels = trainer._select(step, name, trainer.taps[name].pop())
+        voxels = trainer._select(step, name)
         reliable, unreliable, _ = _entropy_split(step, name)
         masks.append(unreliable)
         assert voxels.unreliable.flatten().tolist() == unreliable
@@ -160,9 +160,9 @@ def test_equation_06_threshold(start, alpha):
     assert float(threshold) == pytest.approx(naive_split(entropy.flatten().tolist(), valid.flatten(), alpha)[2])
 
     trainer = start(nnUNetTrainerDVCL, "2d_tiny")
-    step = noise_step(trainer)
+    step = step_with_features(trainer, noise_step(trainer))
     for name in "AB":
-        trainer._select(step, name, trainer.taps[name].pop())
+        trainer._select(step, name)
         assert step.statistics[f"threshold_{name}"] == pytest.approx(_entropy_split(step, name)[2], rel=1e-5)
     assert step.statistics["threshold_A"] != step.statistics["threshold_B"]
 

@@ -1,6 +1,6 @@
 """What the gradient of each term reaches, and what it never reaches, as one table."""
 
-import importlib
+import sys
 from typing import NamedTuple
 
 import pytest
@@ -8,51 +8,33 @@ import torch
 from torch import Tensor
 
 import nnunet_dvcl.trainers as trainers
+from nnunet_dvcl.losses import cross_pseudo_supervision
 from nnunet_dvcl.networks import last_segmentation_layer
-from nnunet_dvcl.trainers.base.step import Step, Term
+from nnunet_dvcl.trainers.base.step import Reach, Step, Term
 from nnunet_dvcl.trainers.nnUNetTrainerCPS_HqCL import Voxels
 from nnunet_dvcl.voxels.gathering import to_dense
 
-# the names of the modules are the functions' too
-CPS_MODULES = [
-    importlib.import_module(f"nnunet_dvcl.losses.{name}")
-    for name in ("cross_pseudo_supervision", "cross_region_supervision")
+METHODS = [
+    name.removeprefix("nnUNetTrainer")
+    for name in trainers.__all__
+    if issubclass(getattr(trainers, name), trainers.nnUNetTrainerSSL) and name != "nnUNetTrainerSSL"
 ]
+WITH_CONTRAST = [name for name in METHODS if "hqcl" in getattr(trainers, f"nnUNetTrainer{name}").reaches]
 
-A, B = {"A", "last layer of A"}, {"B", "last layer of B"}
-PREDICTIONS = A | B
-FEATURES = {"A", "B", "head_A", "head_B"}
 
-SUPERVISED = {"supervised_A": (A, "labeled"), "supervised_B": (B, "labeled")}
-CPS = SUPERVISED | {
-    "cps": (PREDICTIONS, "unlabeled"),
-    "cps: CE(A, argmax B)": (A, "unlabeled"),
-    "cps: CE(B, argmax A)": (B, "unlabeled"),
-}
-HQCL = CPS | {"hqcl": (FEATURES, "contrasted")}
-OF_PREDICTIONS = HQCL | {"dvcl": (PREDICTIONS, "unreliable")}
-OF_FEATURES = HQCL | {"dvcl": (FEATURES, "unreliable")}
-OF_VIEWS = HQCL | {"dvcl": (FEATURES, "unreliable in A or B")}
+HALVES = ("cps: CE(A, argmax B)", "cps: CE(B, argmax A)")
 
-# trainer -> term -> the modules that its gradient reaches, the voxels at which it enters them
-TABLE = {
-    "CPS": CPS,
-    "CPS_HqCL": HQCL,
-    "DVCL": OF_PREDICTIONS,
-    "DVCL_noNPS": OF_PREDICTIONS,
-    "DVCL_noQDS": OF_PREDICTIONS,
-    "DVCL_noNPS_noQDS": OF_PREDICTIONS,
-    "DVCL_InfoNCE": OF_FEATURES,
-    "DVCL_SimCLR": OF_VIEWS,
-    "DVCL_NNCLR": OF_VIEWS,
-    "DVCL_LogLikelihood": OF_PREDICTIONS,
-    "DVCL_SNCLR": OF_FEATURES,
-    "DVCL_LogLikelihood_SNCLRWeights": OF_PREDICTIONS,
-    "DVCL_LogLikelihood_NPS": OF_PREDICTIONS,
-    "CL_VCL": OF_FEATURES,
-    "CPS_Paper": CPS,
-    "DVCL_Paper": OF_PREDICTIONS,
-}
+
+def _expected(trainer) -> dict[str, Reach]:
+    """What the trainer says of its terms, and what all have in common."""
+    supervised = {f"supervised_{name}": Reach.of(name, "labeled") for name in trainer.student_names}
+    halves = {}
+    if isinstance(trainer, trainers.nnUNetTrainerCPS):
+        halves = {
+            "cps: CE(A, argmax B)": Reach.of("A", "unlabeled"),
+            "cps: CE(B, argmax A)": Reach.of("B", "unlabeled"),
+        }
+    return supervised | trainer.reaches | halves
 
 
 class Observed(NamedTuple):
@@ -83,8 +65,8 @@ def _observe(trainer, monkeypatch) -> Observed:
 
     supervised, cps, terms, selected, stored, steps = [], [], [], [], [], []
     _keep(monkeypatch, trainer, "loss", supervised)
-    for module in CPS_MODULES:
-        _keep(monkeypatch, module, "_pseudo_supervision", cps)
+    for name in ("_by_classes", "_by_regions"):
+        _keep(monkeypatch, sys.modules[cross_pseudo_supervision.__module__], name, cps)
     _keep(monkeypatch, trainer, "ssl_terms", terms)
     if "bank" in trainer.memory:
         _keep(monkeypatch, trainer, "_select", selected)
@@ -93,12 +75,13 @@ def _observe(trainer, monkeypatch) -> Observed:
         _keep(monkeypatch, trainer.memory["queue"], "slots", stored, _slots_as_leaves)
     ssl_terms = trainer.ssl_terms
     monkeypatch.setattr(trainer, "ssl_terms", lambda step: steps.append(step) or ssl_terms(step))
-    monkeypatch.setattr(trainer, "_optimize", lambda total: torch.tensor(True))
+    monkeypatch.setattr(trainer, "update_weights", lambda total: torch.tensor(True))
     trainer.train_step(next(trainer.dataloader_train))
 
     found: dict[str, Term] = terms[0]
-    values = dict(zip(SUPERVISED, supervised, strict=True)) | {name: term.value for name, term in found.items()}
-    values |= dict(zip(("cps: CE(A, argmax B)", "cps: CE(B, argmax A)"), cps, strict=True))
+    values = {f"supervised_{name}": value for name, value in zip(trainer.student_names, supervised, strict=True)}
+    values |= {name: term.value for name, term in found.items()}
+    values |= dict(zip(HALVES[: len(cps)], cps, strict=True))
     leaves = [x for given, _ in stored for x in (given.values() if isinstance(given, dict) else [given])]
     weights = {name: term.weight for name, term in found.items()}
     return Observed(steps[0], dict(zip("AB", selected, strict=False)), values, weights, leaves)
@@ -124,13 +107,14 @@ def _gradients(term: Tensor, tensors: list[Tensor]) -> list[Tensor]:
 
 
 def _reached(trainer, term: Tensor) -> set[str]:
-    """Networks without their last layer, last segmentation layers, and heads that get a gradient."""
-    parts = {name: list(module.parameters()) for name, module in trainer.companions.items() if name != "B"}
-    for name, network in trainer.students().items():
-        parts[f"last layer of {name}"] = list(last_segmentation_layer(network).parameters())
-        last = {id(p) for p in parts[f"last layer of {name}"]}
-        parts[name] = [p for p in network.parameters() if id(p) not in last]
-    return {name for name, parameters in parts.items() if any(_touched(term, parameters))}
+    """Students and companions that get a gradient; what reaches a network by its output reaches its last layer too."""
+    parts = {"A": trainer.network, **trainer.companions}
+    return {name for name, module in parts.items() if any(_touched(term, list(module.parameters())))}
+
+
+def _reaches_predictions(trainer, name: str, term: Tensor) -> bool:
+    """Whether the term goes through a student's output, and not only through its features."""
+    return any(_touched(term, list(last_segmentation_layer(trainer.students()[name]).parameters())))
 
 
 def _voxels_reached(observed: Observed, name: str, term: Tensor) -> Tensor:
@@ -150,6 +134,8 @@ def _voxels_named(observed: Observed, name: str, kind: str) -> Tensor:
     if kind == "contrasted":
         return (voxels[name].anchors >= 0) | torch.cat((voxels[name].mistaken >= 0, no_unlabeled))
     named = torch.cat((torch.zeros_like(step.target, dtype=torch.bool), no_unlabeled))
+    if kind == "any":
+        return torch.ones_like(named)
     if kind == "unlabeled":
         of_patches = step.unlabeled
     elif kind == "unreliable":
@@ -163,7 +149,7 @@ def _voxels_named(observed: Observed, name: str, kind: str) -> Tensor:
 @pytest.mark.parametrize(
     ("name", "configuration", "label_mode", "ignored_as_unlabeled"),
     [
-        *((name, "2d_tiny", "labels", True) for name in TABLE),
+        *((name, "2d_tiny", "labels", True) for name in METHODS),
         *((name, "3d_tiny", "labels", True) for name in ("CPS", "DVCL")),
         *(("DVCL", "2d_tiny", mode, on) for mode in ("ignore", "regions + ignore") for on in (True, False)),
         *((name, "2d_tiny", "regions + ignore", True) for name in ("DVCL_SimCLR", "CL_VCL")),
@@ -174,13 +160,18 @@ def test_what_each_term_reaches(start, monkeypatch, name, configuration, label_m
     observed = _observe(trainer, monkeypatch)
     ignored = observed.step.target < 0
     assert ignored.any() == ("ignore" in label_mode)
+    expected = _expected(trainer)
     assert {term: _reached(trainer, value) for term, value in observed.terms.items()} == {
-        term: modules for term, (modules, _) in TABLE[name].items()
+        term: set(reach.modules) for term, reach in expected.items()
     }
+    for term, reach in expected.items():  # a term trains the heads, or the networks' predictions
+        of_features = any(module.startswith("head_") for module in reach.modules)
+        for network in reach.modules & set(trainer.student_names):
+            assert _reaches_predictions(trainer, network, observed.terms[term]) != of_features, term
     if "dvcl" in observed.terms:
         assert observed.weights["dvcl"] == pytest.approx(2 * 0.1 * 0.3), "whatever loss takes its place"
-    for term, (modules, kind) in TABLE[name].items():
-        for network in "AB":
+    for term, (modules, kind) in expected.items():
+        for network in trainer.student_names:
             touched = _voxels_reached(observed, network, observed.terms[term])
             named = _voxels_named(observed, network, kind)
             assert not (touched & ~named).any(), f"{term} reaches voxels of {network} that are not {kind}"
@@ -190,7 +181,7 @@ def test_what_each_term_reaches(start, monkeypatch, name, configuration, label_m
                 assert not touched[: observed.step.num_labeled][ignored].any(), f"{term} reaches the ignore label"
 
 
-@pytest.mark.parametrize("name", [name for name in TABLE if TABLE[name] is not CPS])
+@pytest.mark.parametrize("name", WITH_CONTRAST)
 def test_no_term_reaches_what_is_stored(start, monkeypatch, name):
     """Not even where the stored rows ask for a gradient."""
     trainer = start(getattr(trainers, f"nnUNetTrainer{name}"), "2d_tiny")
@@ -199,12 +190,3 @@ def test_no_term_reaches_what_is_stored(start, monkeypatch, name):
     for term in observed.terms.values():
         assert not any(_touched(term, observed.stored))
     assert not any(buffer.requires_grad for buffer in trainer.memory.buffers())
-
-
-def test_every_method_is_in_the_table():
-    methods = [
-        name
-        for name in trainers.__all__
-        if issubclass(getattr(trainers, name), trainers.nnUNetTrainerSSL) and name != "nnUNetTrainerSSL"
-    ]
-    assert {f"nnUNetTrainer{name}" for name in TABLE} == set(methods)

@@ -6,9 +6,9 @@ from functools import partial
 import pytest
 import torch
 from naive_pseudo_labels import naive_cps, naive_entropy, naive_split
-from noise import noise_step
+from noise import noise_step, step_with_features
 
-from nnunet_dvcl.losses import complementary_label_contrast, cross_region_supervision
+from nnunet_dvcl.losses import complementary_label_contrast, cross_pseudo_supervision
 from nnunet_dvcl.networks import run_with_features
 from nnunet_dvcl.trainers import nnUNetTrainerCL_VCL, nnUNetTrainerCPS, nnUNetTrainerDVCL
 from nnunet_dvcl.voxels.gathering import gather_rows
@@ -84,9 +84,9 @@ def _class(row: list[float], label_mode: str) -> int:
 def test_the_roles_of_ignored_voxels(start, label_mode, ignored_as_unlabeled):
     """Eq. 4-7 and 9 as loops: never labeled anchors nor negatives; by their entropy what unlabeled voxels are."""
     trainer = start(nnUNetTrainerDVCL, "2d_tiny", ignored_as_unlabeled=ignored_as_unlabeled)
-    step = _half_ignored(trainer)
+    step = step_with_features(trainer, _half_ignored(trainer))
     for name in "AB":
-        voxels = trainer._select(step, name, trainer.taps[name].pop())
+        voxels = trainer._select(step, name)
         rows = step.logits[name].detach().double().movedim(1, -1).flatten(0, -2).tolist()
         y = step.target.flatten().tolist()
         unlabeled = [ignored_as_unlabeled and label == -1 for label in y] + step.valid.flatten().tolist()
@@ -107,7 +107,8 @@ def test_the_roles_of_ignored_voxels(start, label_mode, ignored_as_unlabeled):
 
 @pytest.mark.parametrize("ignored_as_unlabeled", [True, False])
 @pytest.mark.parametrize(
-    ("label_mode", "loss"), [("ignore", naive_cps), ("regions + ignore", cross_region_supervision)]
+    ("label_mode", "loss"),
+    [("ignore", naive_cps), ("regions + ignore", partial(cross_pseudo_supervision, regions=True))],
 )
 def test_pseudo_labels_of_ignored_voxels(start, label_mode, loss, ignored_as_unlabeled):
     """Eq. 2 and the share of agreement, over the unlabeled voxels and the ignored ones."""
@@ -139,10 +140,10 @@ def test_ignored_voxels_ask_and_answer(start, label_mode, ignored_as_unlabeled):
     (found,) = queries
     labeled_voxels = step.target.numel()
     expected = []
-    here = dict(zip(found.index, found.here.chunk(2), strict=True))
+    is_local = dict(zip(found.index, found.is_local.chunk(2), strict=True))
     found = found.compact()
     for name, index in found.index.items():
-        index = index[here[name]]
+        index = index[is_local[name]]
         assert (index < labeled_voxels).any() == ignored_as_unlabeled
         assert (step.target.flatten()[index[index < labeled_voxels]] == -1).all()
         expected.append(trainer.labels.probabilities(gather_rows(step.logits[name], index)))

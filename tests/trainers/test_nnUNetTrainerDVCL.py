@@ -120,7 +120,7 @@ def test_no_mistake_and_no_unreliable_voxel_is_finite(start):
         sure[:, 0] = 5.0
         logits[name] = network(image)[0] * 0 + sure
     target, valid = torch.zeros(2, 16, 16, 16, dtype=torch.long), torch.ones(2, 16, 16, 16, dtype=torch.bool)
-    step = Step(image, logits, target, valid, 0.5, trainer.labels)
+    step = Step(image, target, valid, 0.5, trainer.labels, outputs=logits)
     terms = trainer.ssl_terms(step)
     total = sum(term.weight * term.value for term in terms.values())
     total.backward()

@@ -7,9 +7,8 @@ import pytest
 import torch
 
 from nnunet_dvcl.cli import main
-from nnunet_dvcl.presets import PRESETS, differences_from
 from nnunet_dvcl.trainers import nnUNetTrainerCPS_Paper, nnUNetTrainerDVCL_Paper
-from nnunet_dvcl.trainers.nnUNetTrainerDVCL_Paper import PaperProtocol
+from nnunet_dvcl.trainers.nnUNetTrainerDVCL_Paper import PRESET, PaperProtocol
 
 TRAINERS = [nnUNetTrainerCPS_Paper, nnUNetTrainerDVCL_Paper]
 
@@ -134,7 +133,8 @@ def test_patches_have_no_margin(start, configuration):
 def test_each_network_may_see_intensities_of_its_own(start):
     """There are none, so both see the same; the views must be made all the same."""
     trainer = start(nnUNetTrainerCPS_Paper, independent_intensities=True)
-    views = trainer.views(torch.cat((next(trainer.dataloader_train)["data"],)))
+    labeled, unlabeled = next(trainer.dataloader_train), next(trainer.dataloader_unlabeled)
+    views = trainer.views(trainer._begin_step(labeled, unlabeled))
     assert torch.equal(views["A"], views["B"])
 
 
@@ -147,7 +147,7 @@ def test_another_configuration_is_reported_with_the_command_that_makes_the_right
     assert "batch_size" not in written.partition("WARNING")[2], "2, as in the paper"
     command = written.partition("To make that: nnunet_dvcl ")[2].splitlines()[0].split()
     assert main(command) == 0
-    assert not differences_from("paper", tiny_dataset.managers("3d_paper")[1].configuration)
+    assert not PRESET.differences(tiny_dataset.managers("3d_paper")[1].configuration)
 
 
 def test_plain_nnunet_builds_the_network(start, tmp_path):
@@ -159,5 +159,5 @@ def test_plain_nnunet_builds_the_network(start, tmp_path):
 
 def test_every_value_of_the_preset_is_on_the_page():
     page = (Path(__file__).parents[2] / "docs/explanation/paper-protocol.md").read_text()
-    for key in PRESETS["paper"]:
+    for key in PRESET.values:
         assert f"`{key.removeprefix('architecture.arch_kwargs.')}`" in page, key

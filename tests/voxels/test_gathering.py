@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from nnunet_dvcl.tools.footprint import peak_bytes
+from nnunet_dvcl.voxels.draws import draw_per_class
 from nnunet_dvcl.voxels.gathering import gather_rows, to_dense, with_dense_gradient
-from nnunet_dvcl.voxels.sampling import draw_per_class
 
 
 def seeded(seed: int = 0) -> torch.Generator:

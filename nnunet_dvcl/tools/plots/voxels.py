@@ -14,8 +14,9 @@ from nnunet_dvcl.errors import UserError
 from nnunet_dvcl.labels import UNKNOWN, Labels
 from nnunet_dvcl.networks import last_segmentation_layer, run_with_features
 from nnunet_dvcl.tools.plots.cases import Case, Tile, tiles, windows
+from nnunet_dvcl.voxels.draws import draw_per_class
+from nnunet_dvcl.voxels.entropy_split import split_by_entropy
 from nnunet_dvcl.voxels.gathering import gather_rows
-from nnunet_dvcl.voxels.sampling import draw_per_class, split_by_entropy
 
 _FEWEST_VOXELS = 10
 

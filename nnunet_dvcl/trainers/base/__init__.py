@@ -1,1 +1,33 @@
-"""What every method stands on."""
+"""What every method stands on: nnU-Net's side, the semi-supervised step, and parts to put a method together from."""
+
+from nnunet_dvcl.trainers.base.adversary import Adversary, AdversaryConfig
+from nnunet_dvcl.trainers.base.config import TrainingConfig
+from nnunet_dvcl.trainers.base.ema_teacher import EMATeacher, EMATeacherConfig
+from nnunet_dvcl.trainers.base.features import Features, FeaturesConfig
+from nnunet_dvcl.trainers.base.nnUNetTrainerPlugin import nnUNetTrainerPlugin
+from nnunet_dvcl.trainers.base.nnUNetTrainerSSL import SSLConfig, nnUNetTrainerSSL
+from nnunet_dvcl.trainers.base.panels import Panel
+from nnunet_dvcl.trainers.base.preset import Preset
+from nnunet_dvcl.trainers.base.step import Output, Reach, Step, Term
+from nnunet_dvcl.trainers.base.twins import Twins, TwinsConfig
+
+__all__ = [
+    "Adversary",
+    "AdversaryConfig",
+    "EMATeacher",
+    "EMATeacherConfig",
+    "Features",
+    "FeaturesConfig",
+    "Output",
+    "Panel",
+    "Preset",
+    "Reach",
+    "SSLConfig",
+    "Step",
+    "Term",
+    "TrainingConfig",
+    "Twins",
+    "TwinsConfig",
+    "nnUNetTrainerPlugin",
+    "nnUNetTrainerSSL",
+]

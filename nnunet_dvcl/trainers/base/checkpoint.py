@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 from zipfile import is_zipfile
 
 import torch
+from torch import Tensor
 
-from nnunet_dvcl.config import TrainingConfig
 from nnunet_dvcl.errors import UserError
+from nnunet_dvcl.trainers.base.config import TrainingConfig
+
+Weights = Mapping[str, Tensor]
 
 
 @dataclass

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import ClassVar
 
-from nnunet_dvcl.config import TrainingConfig
+from nnunet_dvcl.trainers.base.config import TrainingConfig
 
 _NAME = re.compile(r"(\w+)_([1-9][0-9]*)epochs")
 
@@ -25,7 +24,7 @@ class FixedLength:
                 f"{type(self).__name__} trains for {self.fixed_num_epochs} epochs, as its name says; "
                 f"ssl.num_epochs = {config.num_epochs} of the plans does not count."
             )
-        return replace(config, num_epochs=self.fixed_num_epochs)
+        return config.model_copy(update={"num_epochs": self.fixed_num_epochs})
 
 
 def trainer_of_length(name: str, trainers: Mapping[str, type], module: str) -> type | None:

@@ -1,41 +1,37 @@
-"""The base of every semi-supervised trainer: the only place where nnU-Net and our pieces meet."""
+"""The base of every semi-supervised trainer: one step, and what a method brings to it."""
 
 from __future__ import annotations
 
-import os
+from collections.abc import Mapping
 from typing import ClassVar
 
-import numpy as np
 import torch
-from batchgenerators.utilities.file_and_folder_operations import join
-from nnunetv2.configuration import default_num_processes
-from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
-from nnunetv2.utilities.collate_outputs import collate_outputs
-from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from torch import Tensor, nn
 
 from nnunet_dvcl import distributed
-from nnunet_dvcl.cascade.next_stage import predict_unlabeled
-from nnunet_dvcl.config import SSLConfig
-from nnunet_dvcl.data import (
-    UnlabeledLoader,
-    allowed_workers,
-    divide_workers,
-    get_unlabeled_dataset,
-    start_augmenter,
-    stop_augmenter,
-    unlabeled_transforms,
-)
-from nnunet_dvcl.errors import UserError
 from nnunet_dvcl.labels import Labels, labels_of
-from nnunet_dvcl.networks import full_resolution, ready_to_gather, unwrap
+from nnunet_dvcl.networks import full_resolution, ready_to_gather, run_again_for_gradients, unwrap
+from nnunet_dvcl.options import Count, Flag, Share, Weight, or_null
 from nnunet_dvcl.trainers.base.checkpoint import SSLState
-from nnunet_dvcl.trainers.base.progress_plot import plot_progress
-from nnunet_dvcl.trainers.base.step import Step, Term, labeled_part, to_device, to_host
-from nnunet_dvcl.trainers.nnUNetTrainerSupervised import nnUNetTrainerSupervised
+from nnunet_dvcl.trainers.base.config import TrainingConfig
+from nnunet_dvcl.trainers.base.logged_values import LoggedValues
+from nnunet_dvcl.trainers.base.nnUNetTrainerPlugin import nnUNetTrainerPlugin
+from nnunet_dvcl.trainers.base.step import Output, Reach, Step, Term, patches_of, to_device, to_host
+from nnunet_dvcl.trainers.base.unlabeled_stream import UnlabeledStream
 
 
-class nnUNetTrainerSSL(nnUNetTrainerSupervised):
+class SSLConfig(TrainingConfig):
+    """What every semi-supervised trainer has."""
+
+    unlabeled_batch_size: or_null(Count) = None  # unlabeled patches a step, over all GPUs; null: the plan's batch size
+    consistency_weight: Weight = 0.1  # λ_u of Eq. 3. Paper
+    rampup_fraction: Share = 1.0  # share of training over which λ_u rises by w(t); 0: no ramp
+    unlabeled_folder: Flag = True  # scans of `imagesTr_unlabeled` take part
+    ignored_as_unlabeled: Flag = True  # voxels of the ignore label count as unlabeled ones
+    sequential_twins: Flag = False  # each network runs again for its gradients: half the memory
+
+
+class nnUNetTrainerSSL(UnlabeledStream, LoggedValues, nnUNetTrainerPlugin):
     """nnUNetTrainer with a stream of unlabeled patches and room for a method.
 
     A method overrides
@@ -43,13 +39,18 @@ class nnUNetTrainerSSL(nnUNetTrainerSupervised):
     - `build_companions`: networks and heads that are trained beside nnU-Net's own network A (optimized, compiled,
       wrapped for several GPUs, checkpointed),
     - `build_memory`: banks, queues, averaged teachers (checkpointed only),
-    - `students`: the networks that get nnU-Net's supervised loss,
-    - `views` and `forward`: what a student sees of the images, and how it is run on it,
+    - `student_names`: the networks that get nnU-Net's supervised loss, A and companions by their names,
+    - `views`: what each student, or a teacher, sees of the images,
+    - `forward`: how a student is run on it,
+    - `supervised_terms`: nnU-Net's loss of each student on the labeled patches,
     - `ssl_terms`: its terms of the total loss, and what it wants logged,
     - `before_backward`: what it wants to look at between the terms and their gradients,
-    - `after_step`: what follows the optimizer's step,
+    - `after_step`: what follows an update of the weights,
     - `epoch_statistics`: what it measures once an epoch,
-    - `why_zero`: the reason why one of its terms was 0 for a whole epoch.
+    - `why_zero`: the reason why one of its terms was 0 for a whole epoch,
+
+    and declares `config_class`, `reaches` and `panels`. What several methods have in common are parts, used
+    by inheritance beside this class: `Twins`, `EMATeacher`, `Features`, `Adversary`.
 
     What deploys is network A, exactly as nnU-Net builds it.
 
@@ -59,14 +60,13 @@ class nnUNetTrainerSSL(nnUNetTrainerSupervised):
     """
 
     config_class: ClassVar[type[SSLConfig]] = SSLConfig
+    student_names: ClassVar[tuple[str, ...]] = ("A",)
+    reaches: ClassVar[Mapping[str, Reach]] = {}  # term of `ssl_terms` -> what its gradient reaches
     config: SSLConfig
     labels: Labels
     companions: nn.ModuleDict
     memory: nn.ModuleDict
     iteration: int
-    loss_terms: tuple[str, ...]
-    unlabeled_batch_size: int  # of this rank, as nnU-Net's batch_size
-    dataloader_unlabeled = None
 
     # ---------------------------------------------------------------- what a method overrides
 
@@ -77,15 +77,33 @@ class nnUNetTrainerSSL(nnUNetTrainerSupervised):
         return {}
 
     def students(self) -> dict[str, nn.Module]:
-        return {"A": self.network}
+        return {name: self.network if name == "A" else self.companions[name] for name in self.student_names}
 
-    def views(self, image: Tensor) -> dict[str, Tensor]:
-        """What each student sees of the images that the loaders make."""
-        return dict.fromkeys(self.students(), image)
+    def networks(self) -> dict[str, nn.Module]:
+        """Every network that could deploy, A first; `saved_networks` finds the same in a checkpoint."""
+        return self.students()
 
-    def forward(self, name: str, image: Tensor) -> Tensor | list[Tensor]:
-        """A student's output for what it sees, with gradient."""
+    def views(self, step: Step) -> dict[str, Tensor]:
+        """What each student sees; views of others are kept in the step."""
+        return dict.fromkeys(self.students(), step.image)
+
+    def forward(self, name: str, image: Tensor) -> Output:
+        """A student's output for what it sees, with gradient.
+
+        With `sequential_twins` a network keeps nothing for its gradients: it runs again when they are asked for. By
+        then those of the terms are done, and after them those of the student that ran last, since autograd goes from
+        the newest to the oldest. So the activations of two students and of the terms are never held together.
+        """
+        if self.config.sequential_twins:
+            return run_again_for_gradients(self.students()[name], image)
         return self.students()[name](image)
+
+    def supervised_terms(self, step: Step) -> dict[str, Term]:
+        """Each student's loss on the labeled patches (DVCL, Eq. 1); nnU-Net's own curve shows the first one."""
+        return {
+            f"supervised_{name}": Term(self.loss(patches_of(output, slice(step.num_labeled)), step.target_levels), 1.0)
+            for name, output in step.outputs.items()
+        }
 
     def ssl_terms(self, step: Step) -> dict[str, Term]:
         raise NotImplementedError("nnUNetTrainerSSL is the base of the methods: train with one, e.g. nnUNetTrainerDVCL")
@@ -94,14 +112,7 @@ class nnUNetTrainerSSL(nnUNetTrainerSupervised):
         """Nothing by default."""
 
     def after_step(self) -> None:
-        """Nothing by default."""
-
-    def epoch_statistics(self) -> dict[str, float]:
-        """Scalars, measured after the validation of an epoch and logged as ``ssl/<name>``; runs without gradients."""
-        return {}
-
-    def why_zero(self, term: str) -> str:
-        return "it never had anything to compare"
+        """Nothing by default; not called after a step that was skipped."""
 
     # ---------------------------------------------------------------- set-up
 
@@ -113,7 +124,7 @@ class nnUNetTrainerSSL(nnUNetTrainerSupervised):
         self.companions = nn.ModuleDict(self.build_companions()).to(self.device)
         self.memory = nn.ModuleDict(self.build_memory()).to(self.device)
         if self._do_i_compile():
-            for name in self.students().keys() & self.companions.keys():
+            for name in self.companions.keys() & set(self.student_names):
                 self.companions[name] = torch.compile(self.companions[name])
         if self.is_ddp:
             for name, module in self.companions.items():
@@ -126,77 +137,12 @@ class nnUNetTrainerSSL(nnUNetTrainerSupervised):
         if type(self).ssl_terms is nnUNetTrainerSSL.ssl_terms:
             raise NotImplementedError(f"{name} is the base of the methods: train with one, e.g. nnUNetTrainerDVCL.")
 
-    def _set_batch_size_and_oversample(self) -> None:
-        ranks, labeled = distributed.world_size(), self.configuration_manager.batch_size
-        unlabeled = self.config.unlabeled_batch_size or labeled
-        if min(labeled, unlabeled) < ranks:
-            raise UserError(
-                f"A step has {labeled} labeled and {unlabeled} unlabeled patches, too few for {ranks} GPUs: each needs "
-                "one of either. Use fewer GPUs, or raise batch_size and ssl.unlabeled_batch_size with "
-                "nnunet_dvcl configure."
-            )
-        super()._set_batch_size_and_oversample()
-        self.unlabeled_batch_size = distributed.share(unlabeled)
-
-    # ---------------------------------------------------------------- data
-
-    @property
-    def _num_processes(self) -> int:
-        return min(default_num_processes, os.cpu_count() or 1)
-
-    def get_dataloaders(self):
-        previous_stage = self.previous_stage()
-        dataset = get_unlabeled_dataset(
-            self.plans_manager,
-            self.configuration_manager,
-            self.dataset_json,
-            self.fold,
-            self._num_processes,
-            self.print_to_log_file,
-            self.config.unlabeled_folder,
-            previous_stage and previous_stage.unlabeled,
-        )
-        if previous_stage is not None:
-            previous_stage.check_unlabeled(dataset)
-        labeled_workers, unlabeled_workers = divide_workers(
-            get_allowed_n_proc_DA(), self.batch_size, self.unlabeled_batch_size
-        )
-        with allowed_workers(labeled_workers):
-            loaders = super().get_dataloaders()
-        self.dataloader_unlabeled = start_augmenter(
-            self._unlabeled_loader(dataset), unlabeled_workers, pin_memory=self.device.type == "cuda"
-        )
-        return loaders
-
-    def _unlabeled_loader(self, dataset) -> UnlabeledLoader:
-        patch_size = self.configuration_manager.patch_size
-        rotation, dummy_2d, initial_patch_size, mirror_axes = (
-            self.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
-        )
-        transforms = self.get_training_transforms(
-            patch_size,
-            rotation,
-            None,
-            mirror_axes,
-            dummy_2d,
-            use_mask_for_norm=self.configuration_manager.use_mask_for_norm,
-            is_cascaded=self.is_cascaded,
-            foreground_labels=self.label_manager.foreground_labels,
-        )
-        return UnlabeledLoader(
-            dataset,
-            self.unlabeled_batch_size,
-            initial_patch_size,
-            patch_size,
-            self.label_manager,
-            transforms=unlabeled_transforms(transforms),
-        )
-
     # ---------------------------------------------------------------- training
 
     def on_train_epoch_start(self) -> None:
         super().on_train_epoch_start()
         self.companions.train()
+        self.memory.train()
 
     @property
     def progress(self) -> float:
@@ -204,130 +150,53 @@ class nnUNetTrainerSSL(nnUNetTrainerSupervised):
         return self.iteration / (self.num_epochs * self.num_iterations_per_epoch)
 
     def train_step(self, batch: dict) -> dict[str, float]:
-        """The supervised loss of each student (DVCL, Eq. 1), the method's terms, one update; returns what is logged."""
+        """The supervised loss of each student, the method's terms, one update; returns what is logged."""
         self.check_labels(batch)
         self.optimizer.zero_grad(set_to_none=True)
         terms, statistics = self._compute_terms(batch)
         self.loss_terms = tuple(terms)
         total = sum(term.weight * term.value for term in terms.values())
-        finite = self._optimize(total)
-        self.after_step()
-        self.iteration += 1
-
+        finite = self.update_weights(total)
         values = {name: term.value.detach() for name, term in terms.items()} | {"total": total.detach()}
         on_host = to_host(values | statistics | {"skipped_steps": ~finite})
+        if not on_host["skipped_steps"]:
+            self.after_step()
+        self.iteration += 1
         self.count_step(on_host["skipped_steps"], {name: on_host[name] for name in values})
         # nnU-Net's own curves compare the training with the validation loss, so this is A's supervised loss
-        return {"loss": on_host["supervised_A"], **on_host}
+        return {"loss": on_host[self.loss_terms[0]], **on_host}
 
     def _compute_terms(self, batch: dict) -> tuple[dict[str, Term], dict[str, Tensor | float]]:
         """All terms of the loss, and the method's statistics.
 
         Apart from the update, so that outputs and features that no gradient needs are free by then.
         """
-        unlabeled = next(self.dataloader_unlabeled)
-        target = to_device(batch["target"], self.device)
-        image = torch.cat((batch["data"], unlabeled["data"])).to(self.device, non_blocking=True)
-        num_labeled = len(batch["data"])
-        views = self.views(image)
+        step = self._begin_step(batch, next(self.dataloader_unlabeled))
+        step.views = self.views(step)
+        with self.autocast():
+            for name in self.students():
+                step.outputs[name] = ready_to_gather(self.forward(name, step.views[name]))
+            terms = self.supervised_terms(step)
+        terms |= self.ssl_terms(step)
+        self.before_backward(step, terms)
+        return terms, step.statistics
 
-        with self._autocast():
-            outputs = {name: ready_to_gather(self.forward(name, views[name])) for name in self.students()}
-            terms = {
-                f"supervised_{name}": Term(self.loss(labeled_part(output, num_labeled), target), 1.0)
-                for name, output in outputs.items()
-            }
-        step = Step(
-            image=views["A"],
-            logits={name: full_resolution(output) for name, output in outputs.items()},
+    def _begin_step(self, labeled: dict, unlabeled: dict) -> Step:
+        target = to_device(labeled["target"], self.device)
+        return Step(
+            image=torch.cat((labeled["data"], unlabeled["data"])).to(self.device, non_blocking=True),
             target=self.labels.of_target(full_resolution(target)),
             valid=(unlabeled["target"][:, 0] >= 0).to(self.device, non_blocking=True),
             progress=self.progress,
             labels=self.labels,
+            target_levels=target,
             ignored_as_unlabeled=self.config.ignored_as_unlabeled and self.label_manager.has_ignore_label,
         )
-        terms |= self.ssl_terms(step)
-        self.before_backward(step, terms)
-        return terms, step.statistics
 
     def _clip_gradients(self) -> Tensor:
         """Each network by itself, as nnU-Net does for its one."""
         modules = (self.network, *self.companions.values())
         return sum(nn.utils.clip_grad_norm_(module.parameters(), 12) for module in modules)
-
-    def on_train_end(self) -> None:
-        super().on_train_end()
-        stop_augmenter(self.dataloader_unlabeled)
-
-    def perform_actual_validation(self, save_probabilities: bool = False) -> None:
-        super().perform_actual_validation(save_probabilities)
-        if self.configuration_manager.next_stage_names:
-            self._predict_next_stage()
-
-    def _predict_next_stage(self) -> None:
-        """What nnU-Net does for the validation cases, for the unlabeled ones."""
-        predictor = nnUNetPredictor(device=self.device, allow_tqdm=False)
-        predictor.manual_initialization(
-            unwrap(self.network),
-            self.plans_manager,
-            self.configuration_manager,
-            None,
-            self.dataset_json,
-            type(self).__name__,
-            self.inference_allowed_mirroring_axes,
-        )
-        self.set_deep_supervision_enabled(False)
-        predict_unlabeled(
-            predictor,
-            type(self).__name__,
-            self.configuration_name,
-            self.fold,
-            self._num_processes,
-            self.print_to_log_file,
-        )
-        self.set_deep_supervision_enabled(True)
-
-    # ---------------------------------------------------------------- logging
-
-    def on_train_epoch_end(self, train_outputs: list[dict]) -> None:
-        super().on_train_epoch_end(train_outputs)
-        of_ranks = distributed.gather_objects(collate_outputs(train_outputs))
-        outputs = {key: np.concatenate([of_rank[key] for of_rank in of_ranks]) for key in of_ranks[0] if key != "loss"}
-        skipped = outputs.pop("skipped_steps").astype(bool)
-        outputs = {key: values[~skipped] for key, values in outputs.items()}
-        means = {key: _mean_of_finite(values) for key, values in outputs.items()}
-        means["skipped_steps"] = float(skipped.sum()) / len(of_ranks)  # all ranks skip the same steps
-        for key, mean in means.items():
-            self._log(f"ssl/{key}", mean)
-        self._print_values(means)
-        for term in self.loss_terms:
-            if len(outputs[term]) and not outputs[term].any():
-                self.print_to_log_file(f"WARNING: ssl/{term} was 0 for the whole epoch: {self.why_zero(term)}.")
-
-    def on_validation_epoch_end(self, val_outputs: list[dict]) -> None:
-        super().on_validation_epoch_end(val_outputs)
-        statistics = self.epoch_statistics()
-        for key, value in statistics.items():
-            self._log(f"ssl/{key}", value)
-        if statistics:
-            self._print_values(statistics)
-
-    def _print_values(self, values: dict[str, float]) -> None:
-        self.print_to_log_file("ssl", ", ".join(f"{key} {value:.4g}" for key, value in values.items()))
-
-    def _log(self, key: str, value: float) -> None:
-        # nnU-Net's logger wants one value an epoch from the first epoch on, also for keys that came later
-        log = self.logger.local_logger.my_fantastic_logging.setdefault(key, [])
-        log.extend([float("nan")] * (self.current_epoch - len(log)))
-        self.logger.log(key, value, self.current_epoch)
-
-    def on_epoch_end(self) -> None:
-        super().on_epoch_end()
-        if self.local_rank != 0:
-            return
-        logging = self.logger.get_checkpoint()
-        ssl = {key.removeprefix("ssl/"): values for key, values in logging.items() if key.startswith("ssl/")}
-        plot_progress(ssl, join(self.output_folder, "progress_ssl.png"))
 
     # ---------------------------------------------------------------- checkpoint
 
@@ -345,8 +214,3 @@ class nnUNetTrainerSSL(nnUNetTrainerSupervised):
         for name, module in self.companions.items():
             unwrap(module).load_state_dict(state.companions[name])
         self.memory.load_state_dict(state.memory)
-
-
-def _mean_of_finite(values: np.ndarray) -> float:
-    finite = values[np.isfinite(values)]
-    return float(finite.mean()) if finite.size else float("nan")

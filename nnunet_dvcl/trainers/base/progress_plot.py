@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from matplotlib.figure import Figure
 
 from nnunet_dvcl.figures import plain_style, save_image, set_log_scale
-from nnunet_dvcl.trainers.base.panels import group
+from nnunet_dvcl.trainers.base.panels import Panel, group
 
 
-def plot_progress(logged: dict[str, list[float]], filename: str) -> None:
+def plot_progress(logged: dict[str, list[float]], panels: Sequence[Panel], filename: str) -> None:
     """Draws one curve over the epochs for each logged key, grouped into panels.
 
     Args:
         logged: key -> one value an epoch; nan leaves a gap.
+        panels: of the trainer.
         filename: a PNG file, replaced in one step.
     """
-    panels = group(logged)
+    grouped = group(logged, panels)
     with plain_style():
-        figure = Figure(figsize=(9, 2.5 * len(panels)), layout="constrained")
-        all_axes = figure.subplots(len(panels), squeeze=False)[:, 0]
-        for axes, (panel, keys) in zip(all_axes, panels.items(), strict=True):
+        figure = Figure(figsize=(9, 2.5 * len(grouped)), layout="constrained")
+        all_axes = figure.subplots(len(grouped), squeeze=False)[:, 0]
+        for axes, (panel, keys) in zip(all_axes, grouped.items(), strict=True):
             for key in keys:
                 axes.plot(range(len(logged[key])), logged[key], label=key, marker="." if len(logged[key]) < 30 else "")
             if panel.log_scale:

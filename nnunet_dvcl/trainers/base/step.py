@@ -11,6 +11,14 @@ from torch import Tensor
 
 from nnunet_dvcl import distributed
 from nnunet_dvcl.labels import UNKNOWN, Labels
+from nnunet_dvcl.losses import gaussian_rampup
+from nnunet_dvcl.networks import full_resolution
+
+Output = Tensor | list[Tensor]
+"""What a network returns: with deep supervision a list, full resolution first."""
+
+SUPERVISED_SCALE = 2.0
+"""nnU-Net's supervised loss is Dice + CE, twice the papers' (Dice + CE)/2: twice the other terms keep their ratios."""
 
 
 class Term(NamedTuple):
@@ -19,21 +27,49 @@ class Term(NamedTuple):
     value: Tensor
     weight: float
 
+    @classmethod
+    def scaled(cls, value: Tensor, weight: float, rampup: float = 1.0) -> Term:
+        """λ·w(t) as the papers give it, for the scale of nnU-Net's supervised loss: DVCL, Eq. 3."""
+        return cls(value, SUPERVISED_SCALE * weight * rampup)
+
+
+class Reach(NamedTuple):
+    """What the gradient of a term reaches, and nothing else; the tests hold each trainer's `reaches` to it."""
+
+    modules: frozenset[str]  # students and companions
+    voxels: str  # "labeled", "unlabeled", "any", or a kind that the method's test defines
+
+    @classmethod
+    def of(cls, modules: str, voxels: str) -> Reach:
+        """``Reach.of("A B head_A head_B", "unlabeled")``"""
+        return cls(frozenset(modules.split()), voxels)
+
 
 @dataclass
 class Step:
-    """One iteration as a method sees it: images and each student's output, labeled patches first, then unlabeled."""
+    """One iteration as a method sees it, labeled patches first, then unlabeled ones.
 
-    image: Tensor  # [B_l + B_u, channels, *S], as A sees it
-    logits: dict[str, Tensor]  # student -> [B_l + B_u, C, *S] at full resolution, in the dtype of the forward
+    The base fills it from top to bottom: what the loaders made, `views` before the students run, `outputs` after.
+    """
+
+    image: Tensor  # [B_l + B_u, channels, *S], as the loaders make it
     target: Tensor  # [B_l, *S] int64, the class; -1 where the voxel has the ignore label
     valid: Tensor  # [B_u, *S] bool, False where padding was added
     progress: float  # share of all training iterations that is done, in [0, 1)
-    labels: Labels  # what the channels of the logits mean
+    labels: Labels  # what the channels of an output mean
+    target_levels: Output | None = None  # nnU-Net's target of the labeled patches, as its loss takes it
     ignored_as_unlabeled: bool = False  # ignored voxels of labeled patches count as unlabeled ones
-    features: dict[str, Tensor] = field(default_factory=dict)  # student -> last features, where a method taps them
+    views: dict[str, Tensor] = field(default_factory=dict)  # what each student, or a teacher, sees of the images
+    outputs: dict[str, Output] = field(default_factory=dict)  # student -> output for its view
+    features: dict[str, Tensor] = field(default_factory=dict)  # student -> feature map, [B_l + B_u, F, *S]
+    kept: dict[str, Tensor] = field(default_factory=dict)  # what a method needs of an earlier hook in a later one
     statistics: dict[str, Tensor | float] = field(default_factory=dict)
     _predicted: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
+
+    @property
+    def logits(self) -> dict[str, Tensor]:
+        """Student -> output at full resolution, [B_l + B_u, C, *S] in the dtype of the forward."""
+        return {name: full_resolution(output) for name, output in self.outputs.items()}
 
     @property
     def num_labeled(self) -> int:
@@ -71,23 +107,30 @@ class Step:
         """
         return distributed.mean(self.unlabeled.sum())
 
+    def mean_over_unlabeled(self, values: Tensor) -> Tensor:
+        """The mean over the `unlabeled` voxels of all ranks of what each has, [B', *S] -> []; 0 where there is none."""
+        count = self.num_unlabeled.where(self.num_unlabeled > 0, 1)
+        return values.masked_fill(~self.unlabeled, 0.0).sum() / count
+
+    def rampup(self, fraction: float, start: float = 0.0) -> float:
+        """w(t) of a weight that rises over a share of training, after another share that is `start`; 0: no ramp."""
+        return gaussian_rampup(max(self.progress - start, 0.0), fraction)
+
     def record(self, **statistics: Tensor | float) -> None:
         """Scalars to be averaged over the epoch and logged as ``ssl/<name>``; nan: nothing to tell in this step."""
         self.statistics.update((name, v.detach() if isinstance(v, Tensor) else v) for name, v in statistics.items())
 
 
-def to_device(target: Tensor | list[Tensor], device: torch.device) -> Tensor | list[Tensor]:
+def to_device(target: Output, device: torch.device) -> Output:
     """A target of nnU-Net, which is a list with deep supervision."""
     if isinstance(target, list):
         return [level.to(device, non_blocking=True) for level in target]
     return target.to(device, non_blocking=True)
 
 
-def labeled_part(output: Tensor | list[Tensor], num_labeled: int) -> Tensor | list[Tensor]:
-    """The labeled part of an output, on each level of deep supervision."""
-    if isinstance(output, (list, tuple)):
-        return [level[:num_labeled] for level in output]
-    return output[:num_labeled]
+def patches_of(output: Output, part: slice) -> Output:
+    """Some patches of an output or a target, on each level of deep supervision."""
+    return [level[part] for level in output] if isinstance(output, (list, tuple)) else output[part]
 
 
 def to_host(scalars: dict[str, Tensor | float]) -> dict[str, float]:

@@ -6,9 +6,9 @@ from datetime import date
 from pathlib import Path
 
 import pytest
+from nnunet_dvcl.config import check_ssl
 
 from nnunet_dvcl import trainers
-from nnunet_dvcl.config import check_ssl
 from nnunet_dvcl.errors import UserError
 from nnunet_dvcl.tools.experiment.experiment_file import (
     Configuration,

@@ -4,7 +4,6 @@ import json
 import pickle
 import subprocess
 import sys
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -80,7 +79,7 @@ def test_the_length_is_saved_and_resumed(start, build_trainer, tmp_path):
     trainer = start(trainers.nnUNetTrainerCPS_5epochs)
     trainer.save_checkpoint(file)
     checkpoint = torch.load(file, weights_only=False)
-    assert checkpoint["ssl_state"]["config"] == asdict(trainer.config)
+    assert checkpoint["ssl_state"]["config"] == trainer.config.model_dump()
     assert checkpoint["ssl_state"]["config"]["num_epochs"] == 5
     assert checkpoint["trainer_name"] == "nnUNetTrainer"
     build_trainer(trainers.nnUNetTrainerCPS_5epochs, num_epochs=9).load_checkpoint(file)

@@ -11,8 +11,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 import nnunet_dvcl.trainers as trainers
 from nnunet_dvcl.errors import UserError
-from nnunet_dvcl.trainers import nnUNetTrainerCPS, nnUNetTrainerDVCL
-from nnunet_dvcl.trainers.base import nnUNetTrainerSSL
+from nnunet_dvcl.trainers import nnUNetTrainerCPS, nnUNetTrainerDVCL, nnUNetTrainerSSL
 
 
 def _run_epoch(trainer) -> dict:

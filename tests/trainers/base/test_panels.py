@@ -1,4 +1,7 @@
-from nnunet_dvcl.trainers.base.panels import group
+from nnunet_dvcl.trainers import nnUNetTrainerCPS, nnUNetTrainerDVCL
+from nnunet_dvcl.trainers.base.panels import group, panels_of
+
+PANELS = panels_of(nnUNetTrainerDVCL)
 
 NEIGHBORHOODS = [
     "val_outsiders_differ",
@@ -13,12 +16,12 @@ NEIGHBORHOODS = [
 
 
 def titles(keys):
-    return {panel.title: found for panel, found in group(keys).items()}
+    return {panel.title: found for panel, found in group(keys, PANELS).items()}
 
 
 def test_every_key_is_in_one_panel():
     keys = ["total", *reversed(NEIGHBORHOODS), "gradient_cps", "rampup", "threshold_B", "teacher", "gradient_teacher"]
-    panels = group(keys)
+    panels = group(keys, PANELS)
     assert sorted(key for found in panels.values() for key in found) == sorted(keys)
 
 
@@ -34,7 +37,7 @@ def test_neighborhoods_and_gradients_have_their_panels():
 
 
 def test_gradients_alone_are_drawn_on_a_log_scale():
-    panels = group(["cps", "rampup", "unreliable_A", "val_neighbors_same", "gradient_cps"])
+    panels = group(["cps", "rampup", "unreliable_A", "val_neighbors_same", "gradient_cps"], PANELS)
     assert [found for panel, found in panels.items() if panel.log_scale] == [["gradient_cps"]]
 
 
@@ -43,3 +46,10 @@ def test_a_key_that_several_trainings_logged_is_there_once():
         "loss terms": ["cps"],
         "weight of the consistency terms": ["rampup"],
     }
+
+
+def test_panels_of_one_title_are_one_and_belong_to_the_trainer():
+    (shared,) = (panel for panel in PANELS if "agreement" in panel.keys)
+    assert shared.keys == ("agreement", "unreliable_A", "unreliable_B")
+    assert [panel.title for panel in panels_of(nnUNetTrainerCPS)] == [PANELS[0].title, shared.title]
+    assert panels_of(nnUNetTrainerCPS, nnUNetTrainerDVCL) == PANELS == panels_of(nnUNetTrainerDVCL, nnUNetTrainerCPS)

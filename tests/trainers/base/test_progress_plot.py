@@ -6,6 +6,8 @@ from matplotlib import rcParams
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
+from nnunet_dvcl.trainers import nnUNetTrainerDVCL
+from nnunet_dvcl.trainers.base.panels import panels_of
 from nnunet_dvcl.trainers.base.progress_plot import plot_progress
 
 NAN = math.nan
@@ -29,7 +31,7 @@ def draw(tmp_path, monkeypatch):
 
     def plot(logged):
         file = tmp_path / "progress_ssl.png"
-        plot_progress(logged, str(file))
+        plot_progress(logged, panels_of(nnUNetTrainerDVCL), str(file))
         assert imread(file).shape[0] > 100
         assert [path.name for path in tmp_path.iterdir()] == [file.name]
         return {
@@ -46,8 +48,8 @@ def test_each_key_is_one_curve_in_its_panel(draw):
     assert list(panels) == [
         "loss terms",
         "weight of the consistency terms",
-        "entropy threshold τ [nats]",
         "share of unlabeled voxels",
+        "entropy threshold τ [nats]",
         "share of capacity filled",
         "share of DVCL's neighbors and queries",
     ]
@@ -64,7 +66,7 @@ def test_neighborhoods_and_gradients_have_their_panels(draw):
             "gradient_cps": [0.0, 10.0]
         },
     }
-    assert [axes.get_yscale() for axes in draw.figures[-1].axes] == ["linear", "linear", "log"]
+    assert [axes.get_yscale() for axes in draw.figures[-1].axes] == ["linear", "log", "linear"]
 
 
 def test_an_unknown_key_is_drawn_with_the_loss_terms(draw):
@@ -114,5 +116,5 @@ def test_a_picture_is_replaced_in_one_step(draw, tmp_path, monkeypatch):
 
     monkeypatch.setattr(Figure, "savefig", dies)
     with pytest.raises(KeyboardInterrupt):
-        plot_progress(LOGGED, str(file))
+        plot_progress(LOGGED, panels_of(nnUNetTrainerDVCL), str(file))
     assert file.read_bytes() == old

@@ -1,46 +1,10 @@
-"""Which voxels take part: the entropy split (ESM) and draws of voxels."""
-
-from collections.abc import Callable
+"""Random voxels, uniformly and without replacement."""
 
 import torch
 from torch import Tensor
 
+from nnunet_dvcl import distributed
 from nnunet_dvcl.voxels.topk import topk
-
-
-@torch.no_grad()
-def split_by_entropy(
-    entropy: Tensor,
-    alpha: float = 0.5,
-    valid: Tensor | None = None,
-    reduce: Callable[[Tensor], Tensor] | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Entropy-based selection (ESM): τ = mean(e) + α·std(e) over the valid voxels of one network, DVCL, Eq. 5-6.
-
-    O(N), no sort. A tie e = τ is reliable.
-
-    Args:
-        entropy: [B, *S] in nats.
-        alpha: α.
-        valid: [B, *S] bool, False where padding was added: such voxels are in neither mask and not in τ.
-        reduce: sums a tensor over the processes that share a batch (`nnunet_dvcl.distributed.total`): τ is then that
-            of the whole batch. None: this is the whole batch.
-
-    Returns:
-        reliable and unreliable, [B, *S] bool each, and the threshold τ, [] (0 where no voxel is valid).
-    """
-    entropy = entropy.to(torch.promote_types(entropy.dtype, torch.float32))
-    valid = torch.ones_like(entropy, dtype=torch.bool) if valid is None else valid
-    reduce = reduce or (lambda sums: sums)
-    # float64: a float32 sum of equal entropies can round τ below them, and the tie would be lost
-    own = entropy.masked_fill(~valid, 0.0).sum(dtype=torch.float64)
-    total, count = reduce(torch.stack((own, valid.sum().double())))
-    count = count.clamp(min=1)
-    mean = total / count
-    variance = reduce((entropy - mean).square().masked_fill(~valid, 0.0).sum(dtype=torch.float64)) / count
-    threshold = (mean + alpha * variance.sqrt()).to(entropy.dtype)
-    reliable = entropy <= threshold
-    return reliable & valid, ~reliable & valid, threshold
 
 
 @torch.no_grad()
@@ -49,29 +13,28 @@ def draw_per_class(
     num_classes: int,
     per_class: int,
     generator: torch.Generator | None = None,
-    places: Callable[[Tensor], Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Up to M random voxels of each class, uniformly and without replacement.
 
     Linear in N and with a fixed amount of sorting: each voxel gets a random key scaled by the size of its class, so
     that the M-th smallest key of every class lies near M, and the few smallest keys overall hold all the draws.
 
+    On several ranks the M of a class are drawn from the voxels of all of them. Each gets those that are its own, and no
+    two get the same place (`nnunet_dvcl.distributed.merge_rows` puts them together).
+
     Args:
         classes: [N] int64 in [-1, C); class -1 is never drawn.
         num_classes: C.
         per_class: M.
         generator: torch's random generator on the device of `classes`.
-        places: the place of each key of [C, M], row by row, among those of all processes that share a batch
-            (`nnunet_dvcl.distributed.places`). The M of a class are then drawn from the voxels of all processes; each
-            gets those that are its own, and no two get the same place. None: this is the whole batch.
 
     Returns:
         index [C, M] int64 into `classes` and mask [C, M] bool; where the mask is False the index is 0.
     """
     index, keys = _draw_keys(classes, num_classes, per_class, generator)
-    if places is None:
+    if distributed.world_size() == 1:
         return index, keys.isfinite()
-    place = places(keys)
+    place = distributed.order_over_ranks(keys)
     # what is not drawn goes into a column that is cut off
     place = place.where(keys.isfinite() & (place < per_class), per_class)
     in_place = index.new_zeros(num_classes, per_class + 1)
@@ -120,18 +83,16 @@ def draw_voxels(
     mask: Tensor,
     count: int,
     generator: torch.Generator | None = None,
-    places: Callable[[Tensor], Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Up to `count` random True entries, uniformly and without replacement.
+    """Up to `count` random True entries, uniformly and without replacement; on several ranks as in `draw_per_class`.
 
     Args:
         mask: bool, any shape.
         count: the number of entries wanted.
         generator: torch's random generator on the device of `mask`.
-        places: as in `draw_per_class`.
 
     Returns:
         index [count] int64 into the flattened mask and drawn [count] bool; where that is False the index is 0.
     """
-    index, drawn = draw_per_class(mask.flatten().long() - 1, 1, count, generator, places)
+    index, drawn = draw_per_class(mask.flatten().long() - 1, 1, count, generator)
     return index[0], drawn[0]

@@ -1,12 +1,15 @@
 """Cross pseudo supervision of regions."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
 from naive_pseudo_labels import random_logits
 
-from nnunet_dvcl.losses import cross_region_supervision
+from nnunet_dvcl.losses import cross_pseudo_supervision
+
+supervision = partial(cross_pseudo_supervision, regions=True)
 
 
 def naive(a, b, valid) -> float:
@@ -27,19 +30,19 @@ def naive(a, b, valid) -> float:
 @pytest.mark.parametrize("space", [(4, 3), (2, 3, 4)])
 def test_equals_the_loops(space, regions):
     a, b, valid = random_logits(space, regions)
-    assert cross_region_supervision(a, b, valid).item() == pytest.approx(naive(a, b, valid), rel=1e-10)
-    torch.testing.assert_close(cross_region_supervision(b, a, valid), cross_region_supervision(a, b, valid))
+    assert supervision(a, b, valid).item() == pytest.approx(naive(a, b, valid), rel=1e-10)
+    torch.testing.assert_close(supervision(b, a, valid), supervision(a, b, valid))
 
 
 def test_is_blind_to_voxels_that_are_not_valid():
     a, b, valid = random_logits((4, 4))
     changed = [torch.where(~valid[:, None], 1e4 * torch.randn_like(x), x) for x in (a, b)]
-    torch.testing.assert_close(cross_region_supervision(*changed, valid), cross_region_supervision(a, b, valid))
+    torch.testing.assert_close(supervision(*changed, valid), supervision(a, b, valid))
 
 
 def test_gradient_reaches_both_networks_as_students_only():
     a, b, valid = random_logits((4, 4))
-    cross_region_supervision(a, b, valid).backward()
+    supervision(a, b, valid).backward()
     for student, teacher in ((a, b), (b, a)):
         target = (teacher.detach() > 0).double()
         expected = (student.detach().sigmoid() - target) * valid[:, None] / valid.sum() / a.shape[1]
@@ -48,7 +51,7 @@ def test_gradient_reaches_both_networks_as_students_only():
 
 def test_no_valid_voxel_is_a_zero_with_a_graph():
     a, b, valid = random_logits((4, 4))
-    loss = cross_region_supervision(a, b, torch.zeros_like(valid))
+    loss = supervision(a, b, torch.zeros_like(valid))
     loss.backward()
     assert loss == 0
     assert torch.equal(a.grad, torch.zeros_like(a))
@@ -58,6 +61,6 @@ def test_no_valid_voxel_is_a_zero_with_a_graph():
 def test_is_computed_in_float32(dtype):
     a, b, valid = (x.detach() for x in random_logits((8, 8)))
     a, b = a.to(dtype), b.to(dtype)
-    loss = cross_region_supervision(a, b, valid)
+    loss = supervision(a, b, valid)
     assert loss.dtype == torch.float32
-    torch.testing.assert_close(loss, cross_region_supervision(a.float(), b.float(), valid), rtol=1e-6, atol=0)
+    torch.testing.assert_close(loss, supervision(a.float(), b.float(), valid), rtol=1e-6, atol=0)

@@ -1,0 +1,124 @@
+"""The part of a trainer that has an adversary: it tells maps of labeled images from those of unlabeled ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import pairwise
+
+import torch
+from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from nnunet_dvcl import distributed
+from nnunet_dvcl.options import Positive
+from nnunet_dvcl.trainers.base.nnUNetTrainerSSL import SSLConfig
+from nnunet_dvcl.trainers.base.step import Step
+from nnunet_dvcl.trainers.base.update import update
+
+
+class AdversaryConfig(SSLConfig):
+    """What an adversary adds."""
+
+    adversary_lr: Positive = 1e-4  # learning rate of its first epoch; falls as nnU-Net's does
+
+
+class Discriminator(nn.Module):
+    """One logit a patch, above 0: "labeled". It takes its optimizer and gradient scaler along in its state.
+
+    Args:
+        channels: of the map and the image together.
+        dimension: 2 or 3.
+        learning_rate: of Adam.
+        scaler: nnU-Net's, of which it gets one of its own; None without mixed precision.
+    """
+
+    def __init__(self, channels: int, dimension: int, learning_rate: float, scaler: torch.amp.GradScaler | None = None):
+        super().__init__()
+        conv = (nn.Conv2d, nn.Conv3d)[dimension - 2]
+        widths = [channels, 16, 32, 64]
+        layers = [conv(a, b, 3, stride=2, padding=1) for a, b in pairwise(widths)]
+        self.layers = nn.Sequential(*(part for layer in layers for part in (layer, nn.LeakyReLU(0.2))))
+        self.head = nn.Linear(widths[-1], 1)
+        self.optimizer = torch.optim.Adam(self.parameters(), learning_rate, betas=(0.9, 0.99))
+        self.scaler = None if scaler is None else type(scaler)(device=scaler._device)
+
+    def forward(self, maps: Tensor, image: Tensor) -> Tensor:
+        """[B, C, *S] and [B, channels, *S] -> [B]."""
+        return self.head(self.layers(torch.cat((maps, image), 1)).flatten(2).mean(2))[:, 0]
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """A block whose graph gives the discriminator itself no gradient."""
+        self.requires_grad_(False)
+        try:
+            yield
+        finally:
+            self.requires_grad_(True)
+
+    def get_extra_state(self) -> dict:
+        return {"optimizer": self.optimizer.state_dict(), "scaler": self.scaler and self.scaler.state_dict()}
+
+    def set_extra_state(self, state: dict) -> None:
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.scaler is not None and state["scaler"]:
+            self.scaler.load_state_dict(state["scaler"])
+
+
+class Adversary:
+    """``self.memory["adversary"]``: trained against the networks, on the maps of the step before its update.
+
+    Equal on all ranks, in the networks' precision, and idle in a step that is skipped.
+    """
+
+    config: AdversaryConfig
+
+    def build_memory(self) -> dict[str, nn.Module]:
+        adversary = Discriminator(
+            self.num_map_channels + self.num_input_channels,
+            len(self.configuration_manager.patch_size),
+            self.config.adversary_lr,
+            self.grad_scaler,
+        ).to(self.device)
+        self._adversary_schedule = PolyLRScheduler(adversary.optimizer, self.config.adversary_lr, self.num_epochs)
+        self._adversary_in_training = distributed.wrap(adversary, self.device) if self.is_ddp else adversary
+        return super().build_memory() | {"adversary": adversary}
+
+    @property
+    def num_map_channels(self) -> int:
+        """Of the maps that the adversary sees; by default one a channel of the networks' output."""
+        return self.label_manager.num_segmentation_heads
+
+    def fool(self, step: Step, maps: Tensor) -> Tensor:
+        """The networks' term: the adversary should take maps of unlabeled images for those of labeled ones.
+
+        Args:
+            step: its `views` of A are the images.
+            maps: [B_l + B_u, num_map_channels, *S], with graph; `after_step` trains the adversary on them.
+
+        Returns:
+            [] float32; its gradient reaches what has made the maps, and not the adversary.
+        """
+        image, adversary, number = step.views["A"], self.memory["adversary"], step.num_labeled
+        self._shown = maps.detach(), image, number
+        with adversary.frozen(), self.autocast():
+            logits = adversary(maps[number:], image[number:]).float()
+        return F.binary_cross_entropy_with_logits(logits, torch.ones_like(logits))
+
+    def after_step(self) -> None:
+        super().after_step()
+        maps, image, number = self._shown
+        del self._shown
+        adversary = self.memory["adversary"]
+        adversary.optimizer.zero_grad(set_to_none=True)
+        with self.autocast():
+            logits = self._adversary_in_training(maps, image).float()
+        is_labeled = (torch.arange(len(logits), device=logits.device) < number).to(logits.dtype)
+        loss = F.binary_cross_entropy_with_logits(logits, is_labeled)
+        parameters = list(adversary.parameters())
+        update(loss, adversary.optimizer, adversary.scaler, lambda: nn.utils.clip_grad_norm_(parameters, 12))
+
+    def on_train_epoch_start(self) -> None:
+        super().on_train_epoch_start()
+        self._adversary_schedule.step(self.current_epoch)

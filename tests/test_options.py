@@ -1,0 +1,111 @@
+"""Values that a user writes: what is refused, and in which words."""
+
+from typing import Annotated
+
+import pytest
+from pydantic import BeforeValidator
+
+from nnunet_dvcl.errors import UserError
+from nnunet_dvcl.options import (
+    Count,
+    CountFrom0,
+    Flag,
+    Number,
+    Options,
+    Positive,
+    Share,
+    Text,
+    Weight,
+    choice,
+    did_you_mean,
+    expected,
+    is_allowed,
+    option,
+    or_null,
+    words_of,
+)
+
+
+class Inner(Options):
+    size: Count
+    names: tuple[Text, ...] = ()
+
+
+def _even(value: object) -> object:
+    if not isinstance(value, int) or value % 2:
+        raise expected("an even number")
+    return value
+
+
+class Outer(Options):
+    count: Count = 1
+    seed: or_null(CountFrom0) = None
+    rate: Positive = 0.1
+    weight: Weight = 0.5
+    share: Share = 1.0
+    alpha: Number = 0.0
+    flag: Flag = True
+    kind: choice("sgd", "adamw") = "sgd"
+    pair: option(int, "1 or 2", ge=1, le=2) = 1
+    even: Annotated[int, BeforeValidator(_even)] = 2
+    inner: Inner | None = None
+    listed: tuple[Inner, ...] = ()
+
+
+def message(values: object, where: str = "") -> str:
+    with pytest.raises(UserError) as error:
+        Outer.read(values, where)
+    return str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        *(("count", value, "a whole number of at least 1") for value in (0, -1, True, 2.0, "2", None)),
+        *(("seed", value, "a whole number of at least 0 or null") for value in (-1, False, 0.5)),
+        *(("rate", value, "a number above 0") for value in (0, -1.0, float("inf"), float("nan"), True, "1", 10**400)),
+        *(("weight", value, "a number of at least 0") for value in (-0.1, float("inf"), [1])),
+        *(("share", value, "a number in [0, 1]") for value in (-0.1, 1.1, float("nan"))),
+        *(("alpha", value, "a number") for value in (float("inf"), "0", False)),
+        *(("flag", value, "true or false") for value in (0, 1, "true", None)),
+        *(("kind", value, 'one of "sgd", "adamw"') for value in ("SGD", 1, ["sgd"])),
+        *(("pair", value, "1 or 2") for value in (0, 3, True)),
+        ("even", 3, "an even number"),
+    ],
+)
+def test_a_wrong_value_is_named_with_what_was_expected(key, value, words):
+    assert message({key: value}, "ssl") == f"ssl.{key} is {value!r}, expected {words}."
+    assert not is_allowed(Outer.model_fields[key], value)
+
+
+def test_right_values_are_taken_as_they_are():
+    values = {"count": 10**400, "seed": 0, "rate": 1, "share": 0, "flag": False, "kind": "adamw", "even": 4}
+    read = Outer.read(values)
+    assert {key: getattr(read, key) for key in values} == values
+    assert all(is_allowed(Outer.model_fields[key], value) for key, value in values.items())
+    assert Outer.read({"seed": None}).seed is None
+
+
+def test_a_place_inside_is_named():
+    assert message({"inner": {"size": 0}}) == "inner.size is 0, expected a whole number of at least 1."
+    assert message({"listed": [{"size": 1}, {"size": 0}]}, "x").startswith("x.listed[1].size is 0")
+    assert message({"inner": {"size": 1, "names": ["a", 2]}}) == "inner.names[1] is 2, expected text."
+
+
+def test_what_is_no_mapping_is_said():
+    expected_words = "expected a mapping, 'key: value' in each line."
+    assert message(3, "ssl") == f"ssl is 3, {expected_words}"
+    assert message({"listed": ["a"]}) == f"listed[0] is 'a', {expected_words}"
+
+
+def test_unknown_and_missing_keys():
+    assert message({"cuont": 1}, "ssl").startswith("Unknown key ssl.cuont. Did you mean ssl.count? Known keys here: co")
+    unknown = message({"inner": {"size": 1, "nmaes": []}})
+    assert unknown == "Unknown key inner.nmaes. Did you mean inner.names? Known keys here: size, names."
+    assert message({"inner": {}}) == "The key inner.size is missing."
+    assert did_you_mean("xyz", ["count"]) == ""
+
+
+def test_words_of_types_and_fields():
+    assert words_of(Outer.model_fields["seed"]) == "a whole number of at least 0 or null"
+    assert words_of(Share) == "a number in [0, 1]"
