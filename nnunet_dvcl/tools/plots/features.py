@@ -73,16 +73,14 @@ def plot_features(
     chosen = [choose_checkpoints(trained, checkpoints) for trained in folds]
     organs = class_names(read_dataset_json(dirname(folds[0].folder)))
     predictor = nnUNetPredictor(device=find_device(device))
-    rows = [
-        [
-            _embedding(predictor, trained, name, organs, cases, num_voxels)
-            for trained, name in zip(folds, row, strict=True)
-        ]
-        for row in zip(*chosen, strict=True)
+    panels = [
+        _embedding(predictor, trained, name, organs, cases, num_voxels)
+        for names in zip(*chosen, strict=True)
+        for trained, name in zip(folds, names, strict=True)
     ]
-    table = pd.concat(panel for row in rows for panel in row)
+    table = pd.concat(panels, keys=range(len(panels)), names=["panel"])
     with plain_style():
-        save_picture(_draw(rows, table["organ"].unique()), output_folder, "features", table[HEADER])
+        save_picture(_draw(table, len(trainers)), output_folder, "features", table[HEADER])
 
 
 def _embedding(
@@ -158,13 +156,14 @@ def embed(features: np.ndarray) -> np.ndarray:
     return tsne.fit_transform(features)
 
 
-def _draw(rows: Sequence[Sequence[DataFrame]], organs: pd.Categorical) -> Figure:
-    width, height = 3.2 * len(rows[0]) + 1.6, 3.4 * len(rows)
-    figure = Figure(figsize=(width, height), layout="constrained")
-    all_axes = figure.subplots(len(rows), len(rows[0]), squeeze=False)
-    for axes, voxels in zip(all_axes.flat, [voxels for row in rows for voxels in row], strict=True):
+def _draw(table: DataFrame, columns: int) -> Figure:
+    panels, organs = table.groupby("panel"), table["organ"].unique()
+    rows = len(panels) // columns
+    figure = Figure(figsize=(3.2 * columns + 1.6, 3.4 * rows), layout="constrained")
+    for axes, (_, voxels) in zip(figure.subplots(rows, columns, squeeze=False).flat, panels, strict=True):
         _scatter(axes, voxels)
-        axes.set(title=voxels["title"][0], xlabel="t-SNE 1 [no unit]", ylabel="t-SNE 2 [no unit]", xticks=[], yticks=[])
+        title = voxels["title"].iloc[0]
+        axes.set(title=title, xlabel="t-SNE 1 [no unit]", ylabel="t-SNE 2 [no unit]", xticks=[], yticks=[])
     handles = [_legend_entry("true organ:")]
     handles += [_legend_entry(organs.categories[c], **_look(c, reliable=False)) for c in sorted(organs.codes)]
     handles += [_legend_entry("voxel:")]
@@ -175,7 +174,7 @@ def _draw(rows: Sequence[Sequence[DataFrame]], organs: pd.Categorical) -> Figure
 
 def _scatter(axes: Axes, voxels: DataFrame) -> None:
     """Pale dots of reliable voxels below, filled markers of unreliable ones above, the classes in turns."""
-    keys = [1 - voxels["reliable"], voxels.index % _TURNS, voxels["organ"].cat.codes]
+    keys = [1 - voxels["reliable"], np.arange(len(voxels)) % _TURNS, voxels["organ"].cat.codes]
     for (unreliable, _, c), own in voxels.groupby(keys):
         axes.plot(own["x"], own["y"], linestyle="", **_look(c, not unreliable))
 
