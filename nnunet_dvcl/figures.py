@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from itertools import cycle, islice
 from os.path import join
@@ -14,6 +13,9 @@ from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
+from pandas import DataFrame
+
+from nnunet_dvcl.files import replacing
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9")
 """Okabe and Ito's, which color-blind readers tell apart; without yellow, which is invisible on white."""
@@ -52,35 +54,30 @@ def set_log_scale(axes: Axes) -> None:
 
 def save_image(figure: Figure, file: str | os.PathLike, dpi: int) -> None:
     """Saves a figure in the format that the file's name ends with; an old file is replaced in one step."""
-    file = Path(file)
-    partial = f"{file}.partial"
-    kind = file.suffix.removeprefix(".")
+    kind = Path(file).suffix.removeprefix(".")
     # without the date, the same numbers give the same file
-    figure.savefig(partial, format=kind, dpi=dpi, metadata={"Date": None} if kind == "svg" else None)
-    os.replace(partial, file)
+    metadata = {"Date": None} if kind == "svg" else None
+    with replacing(str(file)) as partial:
+        figure.savefig(partial, format=kind, dpi=dpi, metadata=metadata)
 
 
-def save_table(file: str | os.PathLike, header: Sequence[str], rows: Iterable[Sequence]) -> None:
-    """Saves comma-separated values; an old file is replaced in one step."""
-    partial = f"{file}.partial"
-    with open(partial, "w", newline="", encoding="utf-8") as handle:
-        writer = csv.writer(handle)
-        writer.writerow(header)
-        writer.writerows(rows)
-    os.replace(partial, file)
+def save_table(file: str | os.PathLike, table: DataFrame) -> None:
+    """Saves the columns of a table as comma-separated values; an old file is replaced in one step."""
+    with replacing(str(file)) as partial:
+        table.to_csv(partial, index=False, na_rep="nan", lineterminator="\r\n")
 
 
-def save_picture(figure: Figure, folder: str, name: str, header: Sequence[str], rows: Iterable[Sequence]) -> None:
+def save_picture(figure: Figure, folder: str, name: str, table: DataFrame) -> None:
     """Saves a figure as PNG and SVG and the numbers behind it as CSV, and prints what was written.
 
     Args:
         folder: made where it does not exist.
         name: of the files, without an ending.
-        header, rows: the table of the numbers.
+        table: the numbers, without its index.
     """
     os.makedirs(folder, exist_ok=True)
-    files = [join(folder, f"{name}.{kind}") for kind in ("png", "svg", "csv")]
-    for file in files[:2]:
+    png, svg, csv = files = [join(folder, f"{name}.{kind}") for kind in ("png", "svg", "csv")]
+    for file in (png, svg):
         save_image(figure, file, dpi=300)
-    save_table(files[2], header, rows)
+    save_table(csv, table)
     print("Wrote", *files, sep="\n  ")

@@ -6,6 +6,7 @@ import seaborn
 from matplotlib import rcParams
 from matplotlib.figure import Figure
 from matplotlib.image import imread
+from pandas import DataFrame
 
 from nnunet_dvcl import figures
 from nnunet_dvcl.figures import curve_styles, draw_curve, plain_style, save_picture
@@ -17,7 +18,7 @@ def save(folder, rows=((0, 0.5), (1, math.nan))):
     with plain_style():
         figure = Figure(figsize=(2, 1))
         figure.add_subplot().plot([0, 1], [0, 1])
-        save_picture(figure, str(folder), "picture", ("epoch", "value"), rows)
+        save_picture(figure, str(folder), "picture", DataFrame(rows, columns=["epoch", "value"]))
 
 
 def contents(folder):

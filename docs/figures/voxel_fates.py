@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from pandas import DataFrame
 from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 
@@ -161,7 +162,8 @@ def main() -> None:
     args = parser.parse_args()
     trace = train(args.d, args.c, args.f, args.tr)
     with plain_style():
-        save_picture(draw(trace, args.e), args.o, "voxel-fates", ("share", "epoch", "value"), rows(trace, args.e))
+        table = DataFrame(rows(trace, args.e), columns=["share", "epoch", "value"])
+        save_picture(draw(trace, args.e), args.o, "voxel-fates", table)
 
 
 if __name__ == "__main__":

@@ -5,12 +5,11 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 from batchgenerators.utilities.file_and_folder_operations import load_json
+from joblib import Parallel, delayed
 from nnunetv2.configuration import default_num_processes
 from nnunetv2.evaluation.evaluate_predictions import compute_tp_fp_fn_tn, region_or_label_to_mask
 from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
@@ -59,12 +58,10 @@ def measure(
         region = labels if isinstance(labels, int) else tuple(labels)
         true, predicted = (region_or_label_to_mask(seg, region) for seg in (truth, prediction))
         tp, fp, fn, _ = (int(count) for count in compute_tp_fp_fn_tn(true, predicted, ignored))
-        overlap = {"Dice": 2 * tp, "Jaccard": tp}
-        total = {"Dice": 2 * tp + fp + fn, "Jaccard": tp + fp + fn}
-        values[organ] = {name: overlap[name] / total[name] if total[name] else math.nan for name in overlap}
+        dice, jaccard = (n * tp / (n * tp + fp + fn) if tp + fp + fn else math.nan for n in (2, 1))
         if ignored is not None:
             predicted = predicted & ~ignored
-        values[organ] |= _surface_metrics(true, predicted, spacing, tolerance)
+        values[organ] = {"Dice": dice, "Jaccard": jaccard, **_surface_metrics(true, predicted, spacing, tolerance)}
         values[organ] |= {"voxels": tp + fn, "predicted": tp + fp}
     return values
 
@@ -74,19 +71,13 @@ def _surface_metrics(
 ) -> dict[str, float]:
     if not (true.any() and predicted.any()):
         return {"HD95": math.nan, "NSD": 0.0 if true.any() or predicted.any() else math.nan}
-    true, predicted, spacing = _of_an_image(true[0], predicted[0], spacing)
-    distances = compute_surface_distances(true, predicted, spacing)
+    # nnU-Net reads a 2d picture as a volume of one slice, whose two faces would be most of its surface
+    image = (0, 0) if true.shape[1] == 1 else (0,)
+    distances = compute_surface_distances(true[image], predicted[image], tuple(spacing)[len(image) - 1 :])
     return {
         "HD95": float(compute_robust_hausdorff(distances, 95)),
         "NSD": float(compute_surface_dice_at_tolerance(distances, tolerance)),
     }
-
-
-def _of_an_image(true: np.ndarray, predicted: np.ndarray, spacing: Sequence[float]) -> tuple:
-    """nnU-Net reads a 2d picture as a volume of one slice, whose two faces would be most of its surface."""
-    if true.ndim == 3 and true.shape[0] == 1:
-        return true[0], predicted[0], tuple(spacing[1:])
-    return true, predicted, tuple(spacing)
 
 
 def measure_files(truth: str, prediction: str, dataset_json: dict, tolerance: float) -> CaseMetrics:
@@ -117,36 +108,20 @@ def measure_folders(
     Returns:
         Folder of predictions -> case -> metrics.
     """
-    ending = dataset_json["file_ending"]
     measured = {folder: _read_kept(folder, tolerance) for folder in folders}
-    todo = [
-        (folder, case, str(truth / f"{case}{ending}"), str(folder / f"{case}{ending}"))
-        for folder, truth in folders.items()
-        for case in cases[folder]
-        if case not in measured[folder]
-    ]
-    for folder, case, values in _measure_all(todo, dataset_json, tolerance):
+    todo = [(folder, case) for folder in folders for case in cases[folder] if case not in measured[folder]]
+    workers = min(default_num_processes, os.cpu_count() or 1, len(todo) // 20)  # a worker takes seconds to start
+    names = [f"{case}{dataset_json['file_ending']}" for _, case in todo]
+    results = Parallel(max(workers, 1), return_as="generator")(
+        delayed(measure_files)(str(folders[folder] / name), str(folder / name), dataset_json, tolerance)
+        for (folder, _), name in zip(todo, names, strict=True)
+    )
+    progress = tqdm(results, "Metrics", len(todo), unit="case", disable=not todo)
+    for (folder, case), values in zip(todo, progress, strict=True):
         measured[folder][case] = values
-    for folder in {folder for folder, *_ in todo}:
+    for folder in {folder for folder, _ in todo}:
         write_json({"tolerance_mm": tolerance, "cases": measured[folder]}, str(folder / "metrics.json"))
     return {folder: {case: measured[folder][case] for case in cases[folder]} for folder in folders}
-
-
-def _measure_all(todo: list[tuple], dataset_json: dict, tolerance: float):
-    """Yields (folder, case, metrics)."""
-    progress = tqdm(total=len(todo), desc="Metrics", unit="case", disable=not todo)
-    workers = min(default_num_processes, os.cpu_count() or 1, len(todo) // 20)  # a worker takes seconds to start
-    with progress:
-        if workers < 2:
-            for folder, case, truth, prediction in todo:
-                yield folder, case, measure_files(truth, prediction, dataset_json, tolerance)
-                progress.update()
-            return
-        with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
-            results = [pool.submit(measure_files, *files, dataset_json, tolerance) for _, _, *files in todo]
-            for (folder, case, *_), result in zip(todo, results, strict=True):
-                yield folder, case, result.result()
-                progress.update()
 
 
 def _read_kept(folder: Path, tolerance: float) -> dict[str, CaseMetrics]:

@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from pandas import DataFrame, Series
 
 from nnunet_dvcl import __version__
 from nnunet_dvcl.figures import COLORS, plain_style, save_image, save_table
+from nnunet_dvcl.files import replacing
 from nnunet_dvcl.tools.experiment.experiment_file import IMAGES_TS
 from nnunet_dvcl.tools.experiment.metrics import LOWER_IS_BETTER, METRICS
 from nnunet_dvcl.tools.experiment.prepare import Cases, is_ours, read_cases
-from nnunet_dvcl.tools.experiment.results import Group, Results, RowResult, collect
+from nnunet_dvcl.tools.experiment.results import GROUP, MEAN, ROW, Results, collect
 from nnunet_dvcl.tools.experiment.runs import Workplace
 from nnunet_dvcl.tools.running.progress import CHECKPOINT
 
 _DIGITS = {"HD95": 2}  # of mm; the others are shares, with 3
+_ROW = ["row", "title"]
 
 
 def write_report(place: Workplace, folder: Path) -> Path:
@@ -36,33 +37,28 @@ def write_report(place: Workplace, folder: Path) -> Path:
     cases = read_cases(place)
     results = collect(place, cases)
     folder.mkdir(parents=True, exist_ok=True)
-    save_table(folder / "table.csv", *csv_table(results))
-    save_table(folder / "cases.csv", *csv_cases(results))
-    _write(folder / "tables.tex", latex(results))
+    save_table(folder / "table.csv", csv_table(results))
+    save_table(folder / "cases.csv", csv_cases(results))
     with plain_style():
         figure = draw(results)
         for kind in ("png", "svg"):
             save_image(figure, folder / f"dice.{kind}", dpi=150)
-    _write(folder / "report.md", markdown(place, cases, results))
+    for name, text in (("tables.tex", latex(results)), ("report.md", markdown(place, cases, results))):
+        with replacing(str(folder / name)) as partial:
+            Path(partial).write_text(text, encoding="utf-8")
     return folder / "report.md"
-
-
-def _write(file: Path, text: str) -> None:
-    partial = file.with_name(f"{file.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, file)
 
 
 # ---------------------------------------------------------------- numbers as text
 
 
-def _number(value: float, metric: str) -> str:
-    return "n/a" if math.isnan(value) else f"{value:.{_DIGITS.get(metric, 3)}f}"
+def _number(value: float, metric: str, sign: str = "") -> str:
+    return "n/a" if math.isnan(value) else f"{value:{sign}.{_DIGITS.get(metric, 3)}f}"
 
 
-def _spread(mean: float, spread: float, metric: str, sign: str = "±") -> str:
+def _spread(mean: float, std: float, metric: str) -> str:
     text = _number(mean, metric)
-    return text if math.isnan(spread) else f"{text} {sign} {_number(spread, metric)}"
+    return text if math.isnan(std) else f"{text} ± {_number(std, metric)}"
 
 
 def _count(value: float) -> str:
@@ -71,6 +67,12 @@ def _count(value: float) -> str:
 
 def _p(value: float) -> str:
     return "n/a" if math.isnan(value) else "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def _rows(table: DataFrame, metric: str) -> Iterator[tuple[str, DataFrame, list[str]]]:
+    """Of each row of a group its title, its lines of the metric, and the text of each: mean ± std."""
+    for (_, title), lines in table.xs(metric, level="metric").groupby(_ROW, observed=True):
+        yield title, lines, [_spread(*pair, metric) for pair in lines[["mean", "std"]].to_numpy()]
 
 
 # ---------------------------------------------------------------- Markdown
@@ -84,19 +86,20 @@ def _table(header: list[str], rows: Iterable[list[str]]) -> str:
 def markdown(place: Workplace, cases: Cases, results: Results) -> str:
     """The whole report."""
     parts = [f"# {place.experiment.name}\n", _what_was_compared(place, cases, results)]
-    for group, rows in results.groups.items():
-        parts.append(f"## {group.configuration}, {group.amount} labeled\n")
-        parts += [_metric_table(metric, rows, results) for metric in METRICS]
+    for (labeled, configuration), table in results.table.groupby(GROUP, observed=True):
+        parts.append(f"## {configuration}, {labeled} labeled\n")
+        parts += [_metric_table(metric, table) for metric in METRICS]
         if place.experiment.report.baseline is not None:
-            parts.append(_test_table(place, group, rows, results))
-        parts.append(_count_table(rows, results))
+            parts.append(_test_table(place, table))
+        parts.append(_count_table(table))
     parts.append("![Dice of each organ](dice.png)\n")
     return "\n".join(filter(None, parts))
 
 
 def _what_was_compared(place: Workplace, cases: Cases, results: Results) -> str:
-    experiment = place.experiment
-    options = experiment.splits
+    experiment, baseline = place.experiment, place.experiment.report.baseline
+    own_test = experiment.splits.test == IMAGES_TS
+    whatever = "which the test cases are not among" if own_test else "test and validation cases too"
     absent = (
         "Absent organs are treated as nnU-Net treats them: a case in which neither truth nor prediction has the organ "
         "has no value; where only one of the two has it, Dice, Jaccard and NSD are 0. HD95 has no value in both, so a "
@@ -106,7 +109,6 @@ def _what_was_compared(place: Workplace, cases: Cases, results: Results) -> str:
         "HD95 in mm; NSD: normalized surface distance (surface Dice) at a tolerance of "
         f"{experiment.report.tolerance:g} mm. Both by the package surface-distance."
     )
-    whatever = "which the test cases are not among" if options.test == IMAGES_TS else "test and validation cases too"
     lines = [
         f"{place.dataset}, plans {experiment.plans}; nnunet_dvcl {__version__}.",
         f"Cases: {_evaluated(place, cases)}",
@@ -117,16 +119,15 @@ def _what_was_compared(place: Workplace, cases: Cases, results: Results) -> str:
         distances,
         f"nnU-Net's plans and intensity statistics were made from all cases of imagesTr, {whatever}.",
     ]
-    if experiment.report.baseline is not None:
-        number = len([key for key in results.tests if key[2] == METRICS[0]])
+    if baseline is not None:
+        number = results.table["num_cases"].xs(METRICS[0], level="metric").count()
         lines.append(
-            f"p: two-sided Wilcoxon signed-rank test against {_title(place, experiment.report.baseline)}, paired over "
-            "the cases; the value of a case is the mean over its organs and the seeds. Corrected by Holm's procedure "
-            f"for the number of comparisons of each metric in this report, {number}. It says nothing of the spread "
-            "over other draws of the labeled cases."
+            f"p: two-sided Wilcoxon signed-rank test against {_title(place, baseline)}, paired over the cases; the "
+            "value of a case is the mean over its organs and the seeds. Corrected by Holm's procedure for the number "
+            f"of comparisons of each metric in this report, {number}. It says nothing of the spread over other draws "
+            "of the labeled cases."
         )
-    stock = sorted({row.trainer for rows in results.groups.values() for row in rows if not is_ours(row.trainer)})
-    if stock:
+    if stock := sorted(name for name in results.table.index.unique("trainer") if not is_ours(name)):
         lines.append(f"{', '.join(stock)} cannot be seeded: its seeds only number independent runs.")
     if results.unfinished:
         names = ", ".join(run.name for run in results.unfinished)
@@ -135,9 +136,9 @@ def _what_was_compared(place: Workplace, cases: Cases, results: Results) -> str:
 
 
 def _evaluated(place: Workplace, cases: Cases) -> str:
-    options = place.experiment.splits
+    test = place.experiment.splits.test
     if place.has_test:
-        where = IMAGES_TS if options.test == IMAGES_TS else f"{options.test:.0%} of the labeled cases, held out"
+        where = IMAGES_TS if test == IMAGES_TS else f"{test:.0%} of the labeled cases, held out"
         return f"{len(cases.test)} test cases ({where}), in no fold: neither trained nor validated on."
     return (
         "the validation cases of each fold; there are no test cases. Nothing was selected on them in these runs, but "
@@ -146,138 +147,96 @@ def _evaluated(place: Workplace, cases: Cases) -> str:
 
 
 def _seeds(results: Results) -> str:
-    seeds = sorted({row.seeds for rows in results.groups.values() for row in rows})
-    texts = [", ".join(map(str, own)) for own in seeds]
-    return f"seeds {texts[0]}" if len(texts) == 1 else "not the same for all rows: see the tables"
+    of_rows = results.cases.index.to_frame(index=False).groupby(ROW, observed=True)["seed"].unique()
+    texts = {", ".join(map(str, seeds)) for seeds in of_rows}
+    return f"seeds {texts.pop()}" if len(texts) == 1 else "not the same for all rows: see the tables"
 
 
 def _title(place: Workplace, name: str) -> str:
     return next(row.title for row in place.experiment.rows if row.name == name)
 
 
-def _metric_table(metric: str, rows: list[RowResult], results: Results) -> str:
-    better = "lower is better" if metric in LOWER_IS_BETTER else "higher is better"
-    unit = "mm, " if metric in LOWER_IS_BETTER else ""
-    header = [f"{metric} ({unit}{better})", *results.organs, "mean", "seeds", "cases"]
+def _metric_table(metric: str, table: DataFrame) -> str:
+    better = "mm, lower is better" if metric in LOWER_IS_BETTER else "higher is better"
+    sizes = ["seeds", "cases"]
     return _table(
-        header,
-        [
-            [
-                row.title,
-                *(_spread(*pair, metric) for pair in row.spread(metric)),
-                str(len(row.seeds)),
-                str(len(row.cases)),
-            ]
-            for row in rows
-        ],
+        [f"{metric} ({better})", *table.index.unique("organ"), *sizes],
+        [[title, *texts, *map(str, lines[sizes].iloc[0])] for title, lines, texts in _rows(table, metric)],
     )
 
 
-def _test_table(place: Workplace, group: Group, rows: list[RowResult], results: Results) -> str:
+def _test_table(place: Workplace, table: DataFrame) -> str:
     baseline = place.experiment.report.baseline
-    if all(row.name != baseline for row in rows):
+    if baseline not in table.index.unique("row"):
         return f"No test: {_title(place, baseline)} has no finished run here.\n"
     header = [f"against {_title(place, baseline)}"]
     header += [text for metric in METRICS for text in (f"{metric} difference", "p (cases)")]
-    lines = []
-    for row in rows:
-        if row.name == baseline:
-            continue
-        found = [(results.tests[group, row.name, metric], metric) for metric in METRICS]
-        lines.append(
-            [
-                row.title,
-                *(t for (test, p), m in found for t in (_signed(test.difference, m), f"{_p(p)} ({test.num_cases})")),
-            ]
-        )
-    return _table(header, lines) if lines else ""
+    rows = []
+    tested = table.dropna(subset="num_cases")[["difference", "p_holm", "num_cases"]]
+    for (_, title), tests in tested.groupby(_ROW, observed=True):
+        rows.append([title])
+        for metric, (difference, p, number) in zip(METRICS, tests.to_numpy(), strict=True):
+            rows[-1] += [_number(difference, metric, "+"), f"{_p(p)} ({number:.0f})"]
+    return _table(header, rows) if rows else ""
 
 
-def _signed(value: float, metric: str) -> str:
-    return "n/a" if math.isnan(value) else f"{value:+.{_DIGITS.get(metric, 3)}f}"
-
-
-def _count_table(rows: list[RowResult], results: Results) -> str:
-    present = [_count(value) for value in rows[0].num_present]
-    lines = [["cases that have it", *present]]
-    for row in rows:
-        lines.append([f"{row.title}: missed", *map(_count, row.num_missed)])
-        lines.append([f"{row.title}: found where it is not", *map(_count, row.num_false_alarms)])
-    return _table(["number of cases, mean over seeds", *results.organs], lines)
+def _count_table(table: DataFrame) -> str:
+    organs = table.drop(MEAN, level="organ")
+    rows = [(title, lines) for title, lines, _ in _rows(organs, METRICS[0])]
+    texts = [["cases that have it", *map(_count, rows[0][1]["present"])]]
+    for title, lines in rows:
+        texts.append([f"{title}: missed", *map(_count, lines["missed"])])
+        texts.append([f"{title}: found where it is not", *map(_count, lines["false_alarm"])])
+    return _table(["number of cases, mean over seeds", *organs.index.unique("organ")], texts)
 
 
 # ---------------------------------------------------------------- CSV
 
 
-def csv_table(results: Results) -> tuple[list[str], Iterator[list]]:
+def csv_table(results: Results) -> DataFrame:
     """One row a value of the tables."""
-    header = ["configuration", "labeled", "row", "trainer", "metric", "organ", "mean", "std", "seeds", "cases"]
-    header += ["missed", "false_alarms", "difference", "p_holm"]
-
-    def lines() -> Iterator[list]:
-        for group, rows in results.groups.items():
-            for row in rows:
-                for metric in METRICS:
-                    yield from _csv_lines(group, row, metric, results)
-
-    return header, lines()
+    table = results.table.reset_index().rename(columns={"false_alarm": "false_alarms"}).astype(object)
+    counts, test = ["missed", "false_alarms"], ["difference", "p_holm"]
+    # empty, where nan would be a number that could not be computed
+    table.loc[table["organ"] == MEAN, counts] = ""
+    table.loc[table["num_cases"].isna(), test] = ""
+    names = ["configuration", "labeled", "row", "trainer", "metric", "organ"]
+    return table[[*names, "mean", "std", "seeds", "cases", *counts, *test]]
 
 
-def _csv_lines(group: Group, row: RowResult, metric: str, results: Results) -> Iterator[list]:
-    counts = [*zip(row.num_missed, row.num_false_alarms, strict=True), ("", "")]
-    for organ, (mean, std), count in zip((*results.organs, "mean"), row.spread(metric), counts, strict=True):
-        test, p = results.tests.get((group, row.name, metric), (None, "")) if organ == "mean" else (None, "")
-        difference = "" if test is None else test.difference
-        size = [len(row.seeds), len(row.cases)]
-        yield [*group, row.name, row.trainer, metric, organ, mean, std, *size, *count, difference, p]
-
-
-def csv_cases(results: Results) -> tuple[list[str], Iterator[list]]:
+def csv_cases(results: Results) -> DataFrame:
     """One row for each seed, case and organ."""
-    header = ["configuration", "labeled", "row", "trainer", "seed", "case", "organ", *METRICS, "missed", "false_alarm"]
-
-    def lines() -> Iterator[list]:
-        for group, rows in results.groups.items():
-            for row in rows:
-                for s, seed in enumerate(row.seeds):
-                    for c, case in enumerate(row.cases):
-                        for o, organ in enumerate(results.organs):
-                            index = (s, c, o)
-                            values = [*row.values[index], row.missed[index], row.false_alarm[index]]
-                            yield [*group, row.name, row.trainer, seed, case, organ, *values]
-
-    return header, lines()
+    names = ["configuration", "labeled", "row", "trainer", "seed", "case", "organ"]
+    return results.cases.reset_index()[[*names, *METRICS, "missed", "false_alarm"]]
 
 
 # ---------------------------------------------------------------- LaTeX
 
-_ESCAPES = str.maketrans({c: f"\\{c}" for c in "&%$#_{}"} | {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}"})
+_ESCAPES = {c: f"\\{c}" for c in "&%$#_{}"} | {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+_LATEX = str.maketrans(_ESCAPES | {"±": r"$\pm$", "<": "$<$"})
 
 
 def latex(results: Results) -> str:
     """A table a metric and group, for the package booktabs."""
     parts = ["% needs \\usepackage{booktabs}\n"]
-    for group, rows in results.groups.items():
-        for metric in METRICS:
-            parts.append(_latex_table(group, metric, rows, results))
+    for (labeled, configuration), table in results.table.groupby(GROUP, observed=True):
+        parts += [_latex_table(f"{metric}, {configuration}, {labeled} labeled", metric, table) for metric in METRICS]
     return "\n".join(parts)
 
 
-def _latex_table(group: Group, metric: str, rows: list[RowResult], results: Results) -> str:
-    has_tests = any((group, row.name, metric) in results.tests for row in rows)
-    header = ["", *results.organs, "mean", *(["$p$"] if has_tests else [])]
-    lines = []
-    for row in rows:
-        cells = [_spread(*pair, metric, r"$\pm$") for pair in row.spread(metric)]
-        test = results.tests.get((group, row.name, metric))
-        p = [_p(test[1]).replace("<", "$<$") if test else ""] if has_tests else []
-        lines.append(" & ".join([row.title.translate(_ESCAPES), *cells, *p]))
-    caption = f"{metric}, {group.configuration}, {group.amount} labeled".translate(_ESCAPES)
-    body = " & ".join(text if "$" in text else text.translate(_ESCAPES) for text in header)
+def _latex_table(caption: str, metric: str, table: DataFrame) -> str:
+    lines = [["", *table.index.unique("organ")]]
+    lines += [[title, *texts] for title, _, texts in _rows(table, metric)]
+    lines = [[text.translate(_LATEX) for text in line] for line in lines]
+    tests = table.xs((metric, MEAN), level=("metric", "organ"))
+    if tests["num_cases"].notna().any():
+        lines[0].append("$p$")
+        for line, number, p in zip(lines[1:], tests["num_cases"], tests["p_holm"], strict=True):
+            line.append("" if math.isnan(number) else _p(p).translate(_LATEX))
+    header, *rows = (" & ".join(line) + " \\\\\n" for line in lines)
     return (
-        f"% {caption}\n\\begin{{tabular}}{{l{'c' * (len(header) - 1)}}}\n\\toprule\n{body} \\\\\n\\midrule\n"
-        + "".join(f"{line} \\\\\n" for line in lines)
-        + "\\bottomrule\n\\end{tabular}\n"
+        f"% {caption.translate(_LATEX)}\n\\begin{{tabular}}{{l{'c' * (len(lines[0]) - 1)}}}\n\\toprule\n{header}"
+        f"\\midrule\n{''.join(rows)}\\bottomrule\n\\end{{tabular}}\n"
     )
 
 
@@ -286,29 +245,30 @@ def _latex_table(group: Group, metric: str, rows: list[RowResult], results: Resu
 
 def draw(results: Results) -> Figure:
     """Box plots of the Dice of the cases, mean over the seeds: a panel a group, in it for each organ a box a row."""
-    width = max(6.0, 1.5 + 0.28 * len(results.organs) * max(len(rows) for rows in results.groups.values()))
-    figure = Figure(figsize=(min(width, 20.0), 3.2 * len(results.groups)), layout="constrained")
-    FigureCanvasAgg(figure)
-    panels = figure.subplots(len(results.groups), 1, squeeze=False)[:, 0]
-    for axes, (group, rows) in zip(panels, results.groups.items(), strict=True):
-        for index, row in enumerate(rows):
-            _draw_row(axes, row, index, len(rows))
-        axes.set_xticks(range(len(results.organs)), results.organs, rotation=0 if len(results.organs) < 7 else 30)
-        axes.set(title=f"{group.configuration}, {group.amount} labeled", ylabel="Dice", ylim=(-0.02, 1.02))
-        handles = [Patch(color=COLORS[i % len(COLORS)], alpha=0.6, label=row.title) for i, row in enumerate(rows)]
+    groups = list(results.cases["Dice"].groupby(GROUP, observed=True))
+    organs = results.cases.index.unique("organ")
+    width = max(6.0, 1.5 + 0.28 * len(organs) * max(len(dice.index.unique("row")) for _, dice in groups))
+    figure = Figure(figsize=(min(width, 20.0), 3.2 * len(groups)), layout="constrained")
+    panels = figure.subplots(len(groups), 1, squeeze=False)[:, 0]
+    for axes, ((labeled, configuration), dice) in zip(panels, groups, strict=True):
+        rows = list(dice.groupby(_ROW, observed=True))
+        handles = []
+        for index, ((_, title), values) in enumerate(rows):
+            color = COLORS[index % len(COLORS)]
+            handles.append(Patch(color=color, alpha=0.6, label=title))
+            _draw_row(axes, values, 0.8 / len(rows), index - (len(rows) - 1) / 2, color)
+        axes.set_xticks(range(len(organs)), organs, rotation=0 if len(organs) < 7 else 30)
+        axes.set(title=f"{configuration}, {labeled} labeled", ylabel="Dice", ylim=(-0.02, 1.02))
         axes.legend(handles=handles, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
     return figure
 
 
-def _draw_row(axes, row: RowResult, index: int, count: int) -> None:
-    width = 0.8 / count
-    values = row.of_cases("Dice")
-    columns = [column[~np.isnan(column)] for column in values.T]
-    positions = [organ - 0.4 + width * (index + 0.5) for organ in range(len(columns))]
-    color = COLORS[index % len(COLORS)]
+def _draw_row(axes: Axes, dice: Series, width: float, place: float, color: str) -> None:
+    """A box an organ, `place` widths to the right of the organ's tick."""
+    of_cases = dice.groupby(["case", "organ"], observed=True).mean().unstack()
     axes.boxplot(
-        columns,
-        positions=positions,
+        [values.dropna() for _, values in of_cases.items()],
+        positions=[organ + width * place for organ in range(of_cases.shape[1])],
         widths=0.85 * width,
         patch_artist=True,
         boxprops={"facecolor": color, "alpha": 0.6},

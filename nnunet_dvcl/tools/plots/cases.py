@@ -71,16 +71,15 @@ def load_cases(
     Raises:
         UserError: in a cascade, a case has no prediction of the previous stage.
     """
-    dataset_class = folders.dataset_class()
-    if previous_stage is None:
-        dataset = dataset_class(folders.labeled, list(names))
-        return {name: Case(*dataset.load_case(name)[:2]) for name in names}
-    previous_stage.check_labeled(names, folders.splits_file)
-    dataset = dataset_class(folders.labeled, list(names), previous_stage.labeled)
+    if previous_stage is not None:
+        previous_stage.check_labeled(names, folders.splits_file)
+    dataset = folders.dataset_class()(folders.labeled, list(names), previous_stage and previous_stage.labeled)
     cases = {}
     for name in names:
         data, truth, segmentation, _ = dataset.load_case(name)
-        cases[name] = Case(with_previous_stage(data[:], segmentation[:], label_manager), truth)
+        if previous_stage is not None:
+            data = with_previous_stage(data[:], segmentation[:], label_manager)
+        cases[name] = Case(data, truth)
     return cases
 
 

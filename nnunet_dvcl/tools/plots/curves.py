@@ -3,45 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure, SubFigure
+from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from pandas import CategoricalDtype, DataFrame
 
 from nnunet_dvcl.errors import UserError
 from nnunet_dvcl.figures import curve_styles, draw_curve, plain_style, save_picture, set_log_scale
 from nnunet_dvcl.tools.model_folders import TrainedFold, distinct_labels, find_folds, load_checkpoint
 from nnunet_dvcl.trainers.base.panels import Panel, group
 
-HEADER = ("trainer", "configuration", "plans", "fold", "key", "organ", "epoch", "value")
+HEADER = ["trainer", "configuration", "plans", "fold", "key", "organ", "epoch", "value"]
 DICE, MEAN_DICE, SSL = "dice_per_class_or_region", "mean_fg_dice", "ssl/"
 _COLUMNS = 3
-_PANEL = (2.6, 2.1)  # inches
-
-
-@dataclass(frozen=True)
-class Training:
-    """One fold and the values that its newest checkpoint holds."""
-
-    fold: TrainedFold
-    label: str
-    logging: dict[str, list]
-
-    def dice(self) -> dict[str, list[float]]:
-        """Organ, then "mean" -> one pseudo Dice an epoch."""
-        of_epochs = zip(*self.logging[DICE], strict=True)
-        return {**dict(zip(self.fold.organs(), of_epochs, strict=True)), "mean": self.logging[MEAN_DICE]}
-
-    def ssl(self) -> dict[str, list[float]]:
-        """Key without "ssl/" -> one value an epoch."""
-        return {key.removeprefix(SSL): values for key, values in self.logging.items() if key.startswith(SSL)}
-
-    def rows(self, key: str, organ: str, values: Sequence[float]) -> Iterator[tuple]:
-        names = (self.fold.trainer, self.fold.configuration, self.fold.plans, self.fold.fold)
-        return ((*names, key, organ, epoch, float(value)) for epoch, value in enumerate(values))
+_WIDTH, _HEIGHT, _TITLE = 2.6, 2.1, 0.3  # inches: of one curve's axes, and of the title of a panel
 
 
 def plot_curves(result_folders: Sequence[str], output_folder: str, keys: Sequence[str] = ("*",)) -> None:
@@ -58,13 +36,15 @@ def plot_curves(result_folders: Sequence[str], output_folder: str, keys: Sequenc
     Raises:
         UserError: a folder is no trained model's, the models have different organs, or no logged value has such a key.
     """
-    trainings = _read(result_folders)
-    logged = list(dict.fromkeys(key for training in trainings for key in training.ssl()))
-    chosen = _choose(keys, logged)
+    table = _read(result_folders)
+    logged = table[table["organ"] == ""].assign(name=lambda ssl: ssl["key"].str.removeprefix(SSL))
+    chosen = _choose(keys, list(logged["name"].unique()))
+    dice = table[table["organ"] != ""]
     with plain_style():
-        _plot_dice(trainings, output_folder)
+        panel = Panel("", "pseudo Dice")
+        _plot(dice, "organ", {panel: dice["organ"].unique()}, output_folder, "curves_dice")
         if chosen:
-            _plot_ssl(trainings, chosen, output_folder)
+            _plot(logged[logged["name"].isin(chosen)], "name", group(chosen), output_folder, "curves_ssl")
         else:
             print("No curves_ssl: none of these trainings logged a value of nnunet_dvcl.")
 
@@ -76,101 +56,70 @@ def _choose(patterns: Sequence[str], logged: Sequence[str]) -> list[str]:
     return [key for key in logged if any(fnmatchcase(key, pattern) for pattern in patterns)]
 
 
-def _read(result_folders: Sequence[str]) -> list[Training]:
+def _read(result_folders: Sequence[str]) -> DataFrame:
+    """The columns of `HEADER` and ``label``, which names the training: a line for each value that was logged."""
     folds = list(dict.fromkeys(fold for folder in result_folders for fold in find_folds(folder)))
-    _check_same_organs(folds)
-    labels = distinct_labels(folds)
-    return [Training(fold, label, _logging(fold)) for fold, label in zip(folds, labels, strict=True)]
-
-
-def _check_same_organs(folds: Sequence[TrainedFold]) -> None:
-    first = folds[0]
     for fold in folds:
-        if fold.organs() != first.organs():
+        if fold.organs() != folds[0].organs():
             raise UserError(
-                f"{fold.folder} has the organs {', '.join(fold.organs())}, but {first.folder} has "
-                f"{', '.join(first.organs())}: compare trainings of one data set."
+                f"{fold.folder} has the organs {', '.join(fold.organs())}, but {folds[0].folder} has "
+                f"{', '.join(folds[0].organs())}: compare trainings of one data set."
             )
+    labels = distinct_labels(folds)
+    table = DataFrame(
+        [
+            (fold.trainer, fold.configuration, fold.plans, fold.fold, key, organ, epoch, float(value), label)
+            for fold, label in zip(folds, labels, strict=True)
+            for (key, organ), values in _logged(fold).items()
+            for epoch, value in enumerate(values)
+        ],
+        columns=[*HEADER, "label"],
+    )
+    return table.astype({"label": CategoricalDtype(labels)})
 
 
-def _logging(fold: TrainedFold) -> dict[str, list]:
+def _logged(fold: TrainedFold) -> dict[tuple[str, str], Sequence[float]]:
+    """What the newest checkpoint holds: key and organ, or "" of a value of this package -> one value an epoch."""
     file = fold.newest_checkpoint()
-    logging = load_checkpoint(file).get("logging", {})
+    logging: Mapping[str, list] = load_checkpoint(file).get("logging", {})
     if not logging.get(DICE):
         raise UserError(
             f'{file} holds no logged values: expected a checkpoint of nnU-Net\'s training, with the key "logging".'
         )
-    return logging
+    organs = zip(fold.organs(), zip(*logging[DICE], strict=True), strict=True)
+    return {
+        **{(DICE, organ): values for organ, values in organs},
+        (MEAN_DICE, "mean"): logging[MEAN_DICE],
+        **{(key, ""): values for key, values in logging.items() if key.startswith(SSL)},
+    }
 
 
-def _plot_dice(trainings: Sequence[Training], folder: str) -> None:
-    titles = list(trainings[0].dice())
-    figure = Figure(figsize=_size(len(titles)), layout="constrained")
-    for axes, title in zip(_grid(figure, len(titles)), titles, strict=True):
-        _draw(axes, trainings, [training.dice()[title] for training in trainings])
-        axes.set_title(title)
-        axes.set_ylabel("pseudo Dice")
-    _legend(figure, figure.axes)
-    rows = [
-        row
-        for training in trainings
-        for organ, values in training.dice().items()
-        for row in training.rows(MEAN_DICE if organ == "mean" else DICE, organ, values)
-    ]
-    save_picture(figure, folder, "curves_dice", HEADER, rows)
-
-
-def _plot_ssl(trainings: Sequence[Training], chosen: Sequence[str], folder: str) -> None:
-    panels = group(chosen)
-    heights = [_size(len(keys))[1] + 0.3 for keys in panels.values()]  # and the title
-    figure = Figure(figsize=(_size(_COLUMNS)[0], sum(heights)), layout="constrained")
+def _plot(table: DataFrame, column: str, panels: Mapping[Panel, Sequence[str]], folder: str, name: str) -> None:
+    """Axes for each value that `column` has, in panels below each other, and the table."""
+    rows = [math.ceil(len(values) / _COLUMNS) for values in panels.values()]
+    heights = [_HEIGHT * count + _TITLE * bool(panel.title) for count, panel in zip(rows, panels, strict=True)]
+    figure = Figure(figsize=(_WIDTH * _COLUMNS, sum(heights)), layout="constrained")
     parts = figure.subfigures(len(panels), height_ratios=heights, squeeze=False)[:, 0]
-    for part, (panel, keys) in zip(parts, panels.items(), strict=True):
-        _plot_panel(part, panel, keys, trainings)
-    _legend(figure, [axes for part in parts for axes in part.axes])
-    rows = [
-        row
-        for training in trainings
-        for key, values in training.ssl().items()
-        if key in chosen
-        for row in training.rows(f"{SSL}{key}", "", values)
-    ]
-    save_picture(figure, folder, "curves_ssl", HEADER, rows)
+    for part, count, (panel, values) in zip(parts, rows, panels.items(), strict=True):
+        if panel.title:
+            part.suptitle(panel.title, x=0.01, ha="left", weight="bold", size=9)
+        for place, value in enumerate(values, start=1):
+            axes = part.add_subplot(count, _COLUMNS, place)
+            _draw(axes, table[table[column] == value])
+            axes.set(title=value, ylabel=panel.axis)
+            if panel.log_scale:
+                set_log_scale(axes)
+    curves = {line.get_label(): line for axes in figure.axes for line in axes.get_lines()}
+    figure.legend(curves.values(), curves.keys(), loc="outside lower center", ncols=4, frameon=False)
+    save_picture(figure, folder, name, table[HEADER])
 
 
-def _plot_panel(part: SubFigure, panel: Panel, keys: Sequence[str], trainings: Sequence[Training]) -> None:
-    part.suptitle(panel.title, x=0.01, ha="left", weight="bold", size=9)
-    for axes, key in zip(_grid(part, len(keys)), keys, strict=True):
-        _draw(axes, trainings, [training.ssl().get(key, []) for training in trainings])
-        axes.set_title(key)
-        axes.set_ylabel(panel.axis)
-        if panel.log_scale:
-            set_log_scale(axes)
-
-
-def _size(count: int) -> tuple[float, float]:
-    """Width and height in inches of `count` panels."""
-    width, height = _PANEL
-    return width * _COLUMNS, height * math.ceil(count / _COLUMNS)
-
-
-def _grid(figure: Figure | SubFigure, count: int) -> list[Axes]:
-    """`count` axes of one size, row by row."""
-    return [figure.add_subplot(math.ceil(count / _COLUMNS), _COLUMNS, place + 1) for place in range(count)]
-
-
-def _draw(axes: Axes, trainings: Sequence[Training], values: Sequence[Sequence[float]]) -> None:
+def _draw(axes: Axes, table: DataFrame) -> None:
     """One curve a training; one without values is left out, and the others keep their looks."""
-    for training, curve, look in zip(trainings, values, curve_styles(len(trainings)), strict=True):
-        if len(curve):
-            draw_curve(axes, curve, training.label, **look)
+    curves = table.groupby("label", observed=False)["value"]
+    for (label, values), look in zip(curves, curve_styles(len(curves)), strict=True):
+        if len(values):
+            draw_curve(axes, values, label, **look)
     axes.set_xlabel("epoch")
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     axes.grid(alpha=0.3)
-
-
-def _legend(figure: Figure, all_axes: Sequence[Axes]) -> None:
-    found = {}
-    for axes in all_axes:
-        found |= dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
-    figure.legend(found.values(), found.keys(), loc="outside lower center", ncols=4, frameon=False)

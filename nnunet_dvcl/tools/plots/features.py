@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from os.path import dirname, join
 
 import numpy as np
+import pandas as pd
 import torch
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+from pandas import DataFrame
 from sklearn.manifold import TSNE
 
 from nnunet_dvcl.cascade.previous_stage import stage_before
@@ -33,22 +33,11 @@ from nnunet_dvcl.tools.model_folders import (
     short_name,
 )
 from nnunet_dvcl.tools.plots.cases import choose_cases, load_cases
-from nnunet_dvcl.tools.plots.voxels import DrawnVoxels, FeatureNetwork, draw_features
+from nnunet_dvcl.tools.plots.voxels import FeatureNetwork, draw_features
 
-HEADER = ("trainer", "checkpoint", "case", "x", "y", "organ", "predicted", "reliable", "entropy")
+HEADER = ["trainer", "checkpoint", "case", "x", "y", "organ", "predicted", "reliable", "entropy"]
 _TURNS = 8  # in which markers are drawn, so that no class covers the others
 _DEFAULT_ALPHA = 0.5  # of the paper's Eq. 5, for trainers without a split of their own
-
-
-@dataclass(frozen=True)
-class Embedding:
-    """One checkpoint's voxels and their places in the plane, [n, 2]: one panel of the picture."""
-
-    trainer: str
-    checkpoint: str
-    title: str
-    voxels: DrawnVoxels
-    places: np.ndarray
 
 
 def plot_features(
@@ -84,18 +73,25 @@ def plot_features(
     chosen = [choose_checkpoints(trained, checkpoints) for trained in folds]
     organs = class_names(read_dataset_json(dirname(folds[0].folder)))
     predictor = nnUNetPredictor(device=find_device(device))
-    rows = [
-        [_embedding(predictor, trained, name, cases, num_voxels) for trained, name in zip(folds, row, strict=True)]
-        for row in zip(*chosen, strict=True)
+    panels = [
+        _embedding(predictor, trained, name, organs, cases, num_voxels)
+        for names in zip(*chosen, strict=True)
+        for trained, name in zip(folds, names, strict=True)
     ]
+    table = pd.concat(panels, keys=range(len(panels)), names=["panel"])
     with plain_style():
-        table = [line for row in rows for embedding in row for line in _table(embedding, organs)]
-        save_picture(_draw(rows, organs), output_folder, "features", HEADER, table)
+        save_picture(_draw(table, len(trainers)), output_folder, "features", table[HEADER])
 
 
 def _embedding(
-    predictor: nnUNetPredictor, trained: TrainedFold, checkpoint: str, wanted: Sequence[str], count: int
-) -> Embedding:
+    predictor: nnUNetPredictor,
+    trained: TrainedFold,
+    checkpoint: str,
+    organs: Sequence[str],
+    wanted: Sequence[str],
+    count: int,
+) -> DataFrame:
+    """One checkpoint's voxels and their places in the plane: `HEADER`, and the ``title`` of the panel."""
     network, state, epoch = _load(predictor, trained, checkpoint)
     folders = DatasetFolders.of(predictor.plans_manager, predictor.configuration_manager)
     previous_stage = stage_before(predictor.plans_manager, trained.trainer, trained.configuration, trained.fold)
@@ -114,8 +110,21 @@ def _embedding(
         raise UserError(f"{trained.folder}/{checkpoint} has diverged: its features are not finite. Choose with -chk.")
     what = "feature head" if isinstance(network.head, FeatureHead) else "decoder features"
     kind = checkpoint.removeprefix("checkpoint_").removesuffix(".pth")
-    title = f"{name}, {kind} (epoch {epoch})\n{what}"
-    return Embedding(trained.trainer, checkpoint, title, voxels, embed(voxels.features))
+    x, y = embed(voxels.features).astype(float).T
+    return DataFrame(
+        {
+            "trainer": trained.trainer,
+            "checkpoint": checkpoint,
+            "case": voxels.case,
+            "x": x,
+            "y": y,
+            "organ": pd.Categorical.from_codes(voxels.truth, organs),
+            "predicted": pd.Categorical.from_codes(voxels.predicted, organs),
+            "reliable": voxels.reliable.astype(int),
+            "entropy": voxels.entropy.astype(float),
+            "title": f"{name}, {kind} (epoch {epoch})\n{what}",
+        }
+    )
 
 
 def _load(predictor: nnUNetPredictor, trained: TrainedFold, name: str) -> tuple[FeatureNetwork, dict, int]:
@@ -147,38 +156,27 @@ def embed(features: np.ndarray) -> np.ndarray:
     return tsne.fit_transform(features)
 
 
-def _table(shown: Embedding, organs: Sequence[str]) -> Iterator[tuple]:
-    voxels = shown.voxels
-    columns = (voxels.case, shown.places, voxels.truth, voxels.predicted, voxels.reliable, voxels.entropy)
-    for case, (x, y), truth, predicted, reliable, entropy in zip(*columns, strict=True):
-        names = organs[truth], organs[predicted]
-        yield shown.trainer, shown.checkpoint, case, float(x), float(y), *names, int(reliable), float(entropy)
-
-
-def _draw(rows: Sequence[Sequence[Embedding]], organs: Sequence[str]) -> Figure:
-    width, height = 3.2 * len(rows[0]) + 1.6, 3.4 * len(rows)
-    figure = Figure(figsize=(width, height), layout="constrained")
-    all_axes = figure.subplots(len(rows), len(rows[0]), squeeze=False)
-    embeddings = [embedding for row in rows for embedding in row]
-    for axes, embedding in zip(all_axes.flat, embeddings, strict=True):
-        _scatter(axes, embedding)
-        axes.set(title=embedding.title, xlabel="t-SNE 1 [no unit]", ylabel="t-SNE 2 [no unit]", xticks=[], yticks=[])
-    classes = np.unique(np.concatenate([embedding.voxels.truth for embedding in embeddings]))
+def _draw(table: DataFrame, columns: int) -> Figure:
+    panels, organs = table.groupby("panel"), table["organ"].unique()
+    rows = len(panels) // columns
+    figure = Figure(figsize=(3.2 * columns + 1.6, 3.4 * rows), layout="constrained")
+    for axes, (_, voxels) in zip(figure.subplots(rows, columns, squeeze=False).flat, panels, strict=True):
+        _scatter(axes, voxels)
+        title = voxels["title"].iloc[0]
+        axes.set(title=title, xlabel="t-SNE 1 [no unit]", ylabel="t-SNE 2 [no unit]", xticks=[], yticks=[])
     handles = [_legend_entry("true organ:")]
-    handles += [_legend_entry(organs[c], **_look(c, reliable=False)) for c in classes]
+    handles += [_legend_entry(organs.categories[c], **_look(c, reliable=False)) for c in sorted(organs.codes)]
     handles += [_legend_entry("voxel:")]
     handles += [_legend_entry("unreliable", **_look(None, False)), _legend_entry("reliable", **_look(None, True))]
     figure.legend(handles=handles, loc="outside right center", frameon=False)
     return figure
 
 
-def _scatter(axes: Axes, embedding: Embedding) -> None:
+def _scatter(axes: Axes, voxels: DataFrame) -> None:
     """Pale dots of reliable voxels below, filled markers of unreliable ones above, the classes in turns."""
-    voxels = embedding.voxels
-    turns = np.arange(len(voxels)) % _TURNS
-    for reliable, turn, c in itertools.product((True, False), range(_TURNS), np.unique(voxels.truth)):
-        x, y = embedding.places[(voxels.reliable == reliable) & (turns == turn) & (voxels.truth == c)].T
-        axes.plot(x, y, linestyle="", **_look(c, reliable))
+    keys = [1 - voxels["reliable"], np.arange(len(voxels)) % _TURNS, voxels["organ"].cat.codes]
+    for (unreliable, _, c), own in voxels.groupby(keys):
+        axes.plot(own["x"], own["y"], linestyle="", **_look(c, not unreliable))
 
 
 def _look(c: int | None, reliable: bool) -> dict:

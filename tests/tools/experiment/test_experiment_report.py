@@ -14,17 +14,20 @@ import pytest
 from nnunet_dvcl.cli import main
 from nnunet_dvcl.errors import UserError
 from nnunet_dvcl.tools.experiment import runner
+from nnunet_dvcl.tools.experiment.metrics import METRICS
 from nnunet_dvcl.tools.experiment.prepare import read_cases
 from nnunet_dvcl.tools.experiment.report import latex, markdown
 from nnunet_dvcl.tools.experiment.results import collect
 from nnunet_dvcl.tools.experiment.runner import run_experiment
 from nnunet_dvcl.tools.experiment.runs import all_runs
-from nnunet_dvcl.tools.experiment.statistics import compare
+from nnunet_dvcl.tools.experiment.statistics import PairedTest, compare
 from tests.conftest import read_image, write_image
 
 GOLDEN = Path(__file__).parent / "golden_report.md"
 TEST = {"labeled": ["50%"], "folds": 2, "test": 0.5}
-ROWS = ["nnUNetTrainer", {"trainer": "nnUNetTrainerSupervised", "title": "Ours & co"}]
+BASE, OURS = "nnUNetTrainer", "nnUNetTrainerSupervised"
+NAMES = ["configuration", "labeled", "row", "trainer"]
+ROWS = [BASE, {"trainer": OURS, "title": "Ours & co"}]
 
 
 @pytest.fixture
@@ -56,6 +59,20 @@ def without_small(labels: np.ndarray, index: int) -> np.ndarray:
     return np.where(labels == 2, 0, labels) if index == 0 else labels
 
 
+def of_organs(results, row: str, metric: str = "Dice"):
+    """The lines of the table of a row in the only group: the organs, and last their mean."""
+    return results.table.xs((row, metric), level=("row", "metric"))
+
+
+def seeds(results, row: str) -> tuple[int, ...]:
+    return tuple(results.cases.xs(row, level="row").index.unique("seed"))
+
+
+def value(results, row: str, seed: int, case: str, organ: str, metric: str) -> float:
+    (found,) = results.cases.xs((row, seed, case, organ), level=("row", "seed", "case", "organ"))[metric]
+    return found
+
+
 def test_the_whole_report(trial, tmp_path, capsys):
     """As it was looked at once; a change of the text is a change of this file."""
     here = trial(report={"baseline": "nnUNetTrainer", "tolerance_mm": 1})
@@ -76,7 +93,6 @@ def test_the_values_are_means_of_cases_then_of_seeds(trial):
     spoil(here, "nnUNetTrainerSupervised", 0, shifted)
     spoil(here, "nnUNetTrainerSupervised", 1, without_small)
     results = collect(here, read_cases(here))
-    ((base, row),) = results.groups.values()
     naive = []  # [seed][organ]
     test = read_cases(here).test
     for seed in (0, 1):
@@ -92,22 +108,34 @@ def test_the_values_are_means_of_cases_then_of_seeds(trial):
             of_cases.append([a / b for a, b in overlap])
         naive.append(np.mean(of_cases, axis=0))
     naive = np.array(naive)
-    pairs = row.spread("Dice")
+    row = of_organs(results, OURS)
+    pairs = row[["mean", "std"]].to_numpy()
     for organ in (0, 1):
         assert pairs[organ] == pytest.approx((naive[:, organ].mean(), naive[:, organ].std(ddof=1)))
     assert pairs[2] == pytest.approx((naive.mean(), naive.mean(1).std(ddof=1)))
-    assert list(row.num_missed) == [0, 0.5]
-    assert list(row.num_present) == [3, 3]
-    assert all(mean == 1 for mean, _ in base.spread("Dice"))
+    assert list(row["missed"][:2]) == [0, 0.5]
+    assert list(row["present"][:2]) == [3, 3]
+    assert all(of_organs(results, BASE)["mean"] == 1)
 
 
 def test_the_missed_organ_has_no_distance_and_no_overlap(trial):
     here = trial()
     spoil(here, "nnUNetTrainerSupervised", 1, without_small)
-    ((_, row),) = collect(here, read_cases(here)).groups.values()
-    assert math.isnan(row.values[1, 0, 1, 2])
-    assert row.values[1, 0, 1, 3] == 0
-    assert row.spread("HD95")[1] == (0, 0)
+    results = collect(here, read_cases(here))
+    missed = (OURS, 1, read_cases(here).test[0], "small")
+    assert math.isnan(value(results, *missed, "HD95"))
+    assert value(results, *missed, "NSD") == 0
+    assert tuple(of_organs(results, OURS, "HD95")[["mean", "std"]].iloc[1]) == (0, 0)
+
+
+def test_an_organ_that_is_missed_in_all_cases_of_a_seed_has_no_mean_distance(trial):
+    """Nor has the mean over the organs, as in nnU-Net's summary.json; the tests take the cases that have a value."""
+    here = trial(report={"baseline": BASE})
+    spoil(here, OURS, 1, lambda labels, index: np.where(labels == 2, 0, labels))
+    row = of_organs(collect(here, read_cases(here)), OURS, "HD95")
+    assert list(row["mean"]) == pytest.approx([0, math.nan, math.nan], nan_ok=True)
+    assert list(row["std"]) == pytest.approx([0, math.nan, math.nan], nan_ok=True)
+    assert (row["difference"].iloc[2], row["num_cases"].iloc[2]) == (0, 3)
 
 
 def test_found_where_it_is_not(trial):
@@ -115,23 +143,24 @@ def test_found_where_it_is_not(trial):
     case = read_cases(here).test[0]
     for file in (here.test_labels / f"{case}.nii.gz",):
         write_image(file, np.where(read_image(file) == 2, 1, read_image(file)).astype(np.uint8))
-    ((_, row),) = collect(here, read_cases(here)).groups.values()
-    assert list(row.num_false_alarms) == [0, 1]
-    assert list(row.num_present) == [3, 2]
-    assert row.values[0, 0, 1, 0] == 0
+    results = collect(here, read_cases(here))
+    row = of_organs(results, OURS)
+    assert list(row["false_alarm"][:2]) == [0, 1]
+    assert list(row["present"][:2]) == [3, 2]
+    assert value(results, OURS, 0, case, "small", "Dice") == 0
 
 
 def test_the_test_is_paired_over_cases_with_means_over_seeds_and_organs(trial):
     here = trial(report={"baseline": "nnUNetTrainer"})
     spoil(here, "nnUNetTrainerSupervised", 0, shifted)
     results = collect(here, read_cases(here))
-    ((group, (base, row)),) = results.groups.items()
-    test, corrected = results.tests[group, "nnUNetTrainerSupervised", "Dice"]
-    expected = compare(np.mean(row.values[..., 0], (0, 2)), np.mean(base.values[..., 0], (0, 2)))
-    assert test == expected
-    assert corrected == expected.p  # one comparison
-    assert test.difference < 0
-    assert test.num_cases == 3
+    base, row = (results.cases["Dice"].xs(name, level="row").groupby("case").mean() for name in (BASE, OURS))
+    expected = compare(row, base)
+    test = of_organs(results, OURS).loc[:, PairedTest._fields].iloc[-1]
+    assert tuple(test) == expected
+    assert of_organs(results, OURS)["p_holm"].iloc[-1] == expected.p  # one comparison
+    assert test["difference"] < 0
+    assert test["num_cases"] == 3
 
 
 def test_holm_counts_the_comparisons_of_all_groups(trial):
@@ -146,9 +175,9 @@ def test_holm_counts_the_comparisons_of_all_groups(trial):
             for index, file in enumerate(sorted(here.predictions(run).glob("*.nii.gz"))):
                 write_image(file, shifted(read_image(file), index))
     results = collect(here, read_cases(here))
-    dice = {key: value for key, value in results.tests.items() if key[2] == "Dice"}
+    dice = results.table.xs("Dice", level="metric").dropna(subset="p")
     assert len(dice) == 4
-    assert all(p == pytest.approx(min(1, 4 * test.p)) for test, p in dice.values())
+    assert list(dice["p_holm"]) == pytest.approx(list((4 * dice["p"]).clip(upper=1)))
 
 
 def test_unfinished_runs_are_named_and_other_seeds_still_count(trial):
@@ -157,8 +186,8 @@ def test_unfinished_runs_are_named_and_other_seeds_still_count(trial):
     (here.predictions(run) / "experiment_run.json").unlink()
     results = collect(here, read_cases(here))
     assert results.unfinished == [run]
-    ((base, row),) = results.groups.values()
-    assert (base.seeds, row.seeds) == ((0, 1), (0,))
+    assert (seeds(results, BASE), seeds(results, OURS)) == ((0, 1), (0,))
+    assert list(of_organs(results, OURS)["seeds"]) == [1, 1, 1]
     assert run.name in markdown(here, read_cases(here), results)
 
 
@@ -171,9 +200,9 @@ def test_without_test_cases_the_folds_together_are_the_cases(trial, tiny_dataset
             truth = tiny_dataset.raw / "labelsTr" / f"{case}.nii.gz"
             write_image(here.predictions(run) / f"{case}.nii.gz", read_image(truth))
     results = collect(here, cases)
-    ((row, _),) = results.groups.values()
-    assert row.cases == tiny_dataset.labeled
-    assert row.spread("Dice")[2][0] == 1
+    assert tuple(results.cases.xs(BASE, level="row").index.unique("case")) == tiny_dataset.labeled
+    assert of_organs(results, BASE)["mean"].iloc[2] == 1
+    assert list(of_organs(results, BASE)["cases"]) == [len(tiny_dataset.labeled)] * 3
     assert "validation cases of each fold; there are no test cases" in markdown(here, cases, results)
 
 
@@ -183,8 +212,32 @@ def test_a_seed_that_lacks_a_fold_does_not_count(trial):
     run = all_runs(here.experiment)[-1]
     assert (run.fold, run.seed) == (1, 1)
     (here.predictions(run) / "experiment_run.json").unlink()
-    ((base, row),) = collect(here, read_cases(here)).groups.values()
-    assert (base.seeds, row.seeds) == ((0, 1), (0,))
+    results = collect(here, read_cases(here))
+    assert (seeds(results, BASE), seeds(results, OURS)) == ((0, 1), (0,))
+
+
+def test_no_seed_has_all_its_folds(trial):
+    here = trial(splits={**TEST, "use": [0, 1]}, seeds=[0])
+    for run in all_runs(here.experiment):
+        if run.fold == 1:
+            (here.predictions(run) / "experiment_run.json").unlink()
+    with pytest.raises(UserError, match=r"No seed of .* has all its folds yet"):
+        collect(here, read_cases(here))
+
+
+def test_the_order_is_that_of_the_file_whatever_is_finished(trial):
+    here = trial(splits={**TEST, "labeled": ["50%", "100%"]}, trainers=[*reversed(ROWS)])
+    first = all_runs(here.experiment)[0]
+    (here.predictions(first) / "experiment_run.json").unlink()
+    index = collect(here, read_cases(here)).table.index
+    assert list(index.droplevel(["configuration", "title", "trainer", "metric", "organ"]).unique()) == [
+        ("50 %", OURS),
+        ("50 %", BASE),
+        ("100 %", OURS),
+        ("100 %", BASE),
+    ]
+    assert list(index.unique("metric")) == list(METRICS)
+    assert list(index.unique("organ")) == ["large", "small", "mean"]
 
 
 def test_the_csv_of_the_cases_is_complete(trial, tmp_path):
@@ -194,6 +247,24 @@ def test_the_csv_of_the_cases_is_complete(trial, tmp_path):
         rows = list(csv.DictReader(file))
     assert len(rows) == 2 * 3 * 2
     assert {row["Dice"] for row in rows} == {"1.0"}
+    assert list(rows[0]) == [*NAMES, "seed", "case", "organ", *METRICS, "missed", "false_alarm"]
+
+
+def test_the_csv_of_the_table(trial, tmp_path):
+    """A cell is empty where there can be no number, and nan where there could be one."""
+    here = trial(seeds=[0], report={"baseline": BASE})
+    spoil(here, OURS, 0, lambda labels, index: np.zeros_like(labels))
+    main(["experiment", "report", str(here.experiment.file), "-o", str(tmp_path)])
+    assert (tmp_path / "table.csv").read_bytes().count(b"\r\n") == 1 + 2 * 4 * 3
+    with open(tmp_path / "table.csv") as file:
+        rows = list(csv.DictReader(file))
+    sizes = ["seeds", "cases", "missed", "false_alarms", "difference", "p_holm"]
+    assert list(rows[0]) == [*NAMES, "metric", "organ", "mean", "std", *sizes]
+    rows = {(row["row"], row["metric"], row["organ"]): list(row.values())[-8:] for row in rows}
+    assert rows[BASE, "Dice", "small"] == ["1.0", "nan", "1", "3", "0.0", "0.0", "", ""]
+    assert rows[OURS, "Dice", "small"] == ["0.0", "nan", "1", "3", "3.0", "0.0", "", ""]
+    assert rows[OURS, "Dice", "mean"] == ["0.0", "nan", "1", "3", "", "", "-1.0", "0.25"]
+    assert rows[OURS, "HD95", "mean"] == ["nan", "nan", "1", "3", "", "", "nan", "nan"]
 
 
 def test_latex_is_escaped(trial):

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from nnunet_dvcl.tools.experiment.statistics import compare, holm, mean_and_spread, mean_of
+from nnunet_dvcl.tools.experiment.statistics import compare, holm
 
 
 def naive_wilcoxon(differences: list[float]) -> float:
@@ -55,15 +55,3 @@ def test_holm_by_hand():
 
 def test_holm_does_not_count_what_is_no_test():
     assert holm([0.02, math.nan, 0.03]) == pytest.approx([0.04, math.nan, 0.04], nan_ok=True)
-
-
-def test_mean_and_spread():
-    assert mean_and_spread([1.0, 2.0, 4.0]) == pytest.approx((7 / 3, math.sqrt((16 / 9 + 1 / 9 + 25 / 9) / 2)))
-    mean, spread = mean_and_spread([0.5])
-    assert mean == 0.5
-    assert math.isnan(spread)
-
-
-def test_means_of_what_is_there():
-    values = np.array([[1.0, math.nan], [3.0, math.nan]])
-    assert mean_of(values, 0) == pytest.approx([2.0, math.nan], nan_ok=True)
