@@ -1,5 +1,6 @@
 """Where nnU-Net keeps a data set, and where its unlabeled scans live beside it."""
 
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from os.path import basename, isdir, isfile, join
@@ -100,10 +101,19 @@ def check_name(name: object, what: str) -> None:
         raise UserError(f"{name!r} is no {what}: expected a name, not a path.")
 
 
+def raw_root() -> str:
+    """The folder of nnU-Net's raw data sets; ``UserError`` where it is not set, as for `preprocessed_root`."""
+    return _root(nnUNet_raw, "raw data sets")
+
+
 def preprocessed_root() -> str:
-    if not nnUNet_preprocessed.is_set():
+    return _root(nnUNet_preprocessed, "preprocessed data sets")
+
+
+def _root(variable: os.PathLike, content: str) -> str:
+    if not variable.is_set():
         raise UserError(
-            "The environment variable nnUNet_preprocessed is not set. Let it name the folder that holds nnU-Net's "
-            "preprocessed data sets."
+            f"The environment variable {variable.env_var_name} is not set. Let it name the folder that holds nnU-Net's "
+            f"{content}."
         )
-    return str(nnUNet_preprocessed)
+    return str(variable)
