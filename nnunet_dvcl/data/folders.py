@@ -68,6 +68,14 @@ def num_channels(dataset_json: dict) -> int:
     return len(dataset_json["channel_names"] if "channel_names" in dataset_json else dataset_json["modality"])
 
 
+def find_dataset_name(dataset_name_or_id: str) -> str:
+    """DatasetXXX_Name of a data set that is named as for nnU-Net's ``-d``; ``UserError`` where there is none."""
+    try:
+        return str(maybe_convert_to_dataset_name(dataset_name_or_id))
+    except (RuntimeError, ValueError) as error:
+        raise UserError(f"No data set {dataset_name_or_id}: {error}") from error
+
+
 def find_plans_file(dataset_name_or_id: str, plans_identifier: str) -> str:
     """The plans of a data set that is named as for nnU-Net's ``-d`` and ``-p``.
 
@@ -75,11 +83,7 @@ def find_plans_file(dataset_name_or_id: str, plans_identifier: str) -> str:
         UserError: no such data set, or it is not planned; a name that leads elsewhere.
     """
     check_name(plans_identifier, "plans identifier")
-    root = preprocessed_root()
-    try:
-        name = maybe_convert_to_dataset_name(dataset_name_or_id)
-    except (RuntimeError, ValueError) as error:
-        raise UserError(f"No data set {dataset_name_or_id}: {error}") from error
+    root, name = preprocessed_root(), find_dataset_name(dataset_name_or_id)
     check_name(name, "data set")
     for file in ("dataset.json", f"{plans_identifier}.json"):
         if not isfile(join(root, name, file)):
