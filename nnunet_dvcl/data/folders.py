@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
-from os.path import basename, isdir, isfile, join
+from os.path import isdir, isfile, join
 
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class, nnUNetBaseDataset
@@ -17,9 +17,9 @@ IMAGES_FOLDER = "imagesTr_unlabeled"
 
 @dataclass(frozen=True)
 class DatasetFolders:
-    """The folders of one data set in one configuration; ``raw`` is None when ``nnUNet_raw`` is not set."""
+    """The folders of one data set in one configuration; ``raw`` as by `raw_folder`."""
 
-    raw: str | None
+    raw: str
     preprocessed: str
     data_identifier: str
 
@@ -29,12 +29,11 @@ class DatasetFolders:
         name = plans_manager.dataset_name
         check_name(name, "dataset_name of the plans")
         check_name(configuration_manager.data_identifier, "data_identifier of the plans")
-        raw = join(nnUNet_raw, name) if nnUNet_raw.is_set() else None
-        return cls(raw, join(preprocessed_root(), name), configuration_manager.data_identifier)
+        return cls(raw_folder(name), join(preprocessed_root(), name), configuration_manager.data_identifier)
 
     @property
     def images(self) -> str:
-        return join(self.raw or join("$nnUNet_raw", basename(self.preprocessed)), IMAGES_FOLDER)
+        return join(self.raw, IMAGES_FOLDER)
 
     @property
     def labeled(self) -> str:
@@ -103,6 +102,11 @@ def check_name(name: object, what: str) -> None:
     """``UserError`` unless `name` names something in a folder: a path could lead out of nnU-Net's folders."""
     if not isinstance(name, str) or not name.strip(".") or set(name) & set("/\\\0"):
         raise UserError(f"{name!r} is no {what}: expected a name, not a path.")
+
+
+def raw_folder(name: str) -> str:
+    """Of a data set, there or not; where ``nnUNet_raw`` is not set, a path for messages, at which nothing is."""
+    return join(nnUNet_raw.get() or "$nnUNet_raw", name)
 
 
 def raw_root() -> str:

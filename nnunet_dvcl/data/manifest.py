@@ -1,7 +1,6 @@
 """What in the plans decides how a scan is preprocessed, and whether a folder was made with just that."""
 
 import json
-import os
 from os.path import isfile, join
 
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset
@@ -64,7 +63,6 @@ def is_current(folder: str, settings: dict) -> bool:
 
 
 def write_manifest(folder: str, settings: dict) -> None:
-    os.makedirs(join(folder, HIDDEN_FOLDER), exist_ok=True)
     write_json(settings, manifest_file(folder))
 
 

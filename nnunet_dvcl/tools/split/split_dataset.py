@@ -10,11 +10,10 @@ from os.path import isdir, isfile, join
 import numpy as np
 from batchgenerators.utilities.file_and_folder_operations import load_json
 from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
-from nnunetv2.paths import nnUNet_raw
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 from tqdm.contrib.concurrent import thread_map
 
-from nnunet_dvcl.data.folders import IMAGES_FOLDER, find_dataset_name, preprocessed_root
+from nnunet_dvcl.data.folders import IMAGES_FOLDER, find_dataset_name, preprocessed_root, raw_folder
 from nnunet_dvcl.data.messages import bullet_list
 from nnunet_dvcl.data.raw import find_unlabeled_images
 from nnunet_dvcl.data.storage import write_json
@@ -110,13 +109,13 @@ def _find_segmentations(name: str, folder: str) -> tuple[dict[str, str], dict]:
         ending = dataset_json["file_ending"]
         names = sorted(file for file in os.listdir(where) if file.endswith(ending) and not file.startswith("."))
         segmentations = {file.removesuffix(ending): join(where, file) for file in names}
-    elif isfile(join(_raw_folder(name), "dataset.json")):
-        where = _raw_folder(name)
+    elif isfile(join(raw_folder(name), "dataset.json")):
+        where = raw_folder(name)
         dataset_json = load_json(join(where, "dataset.json"))
         cases = get_filenames_of_train_images_and_targets(where, dataset_json)
         segmentations = {case: cases[case]["label"] for case in sorted(cases)}
     else:
-        raise UserError(f"No labels of {name} are found: expected the data set in {_raw_folder(name)}, or {where}.")
+        raise UserError(f"No labels of {name} are found: expected the data set in {raw_folder(name)}, or {where}.")
     if not segmentations:
         raise UserError(f"{where} has no labeled case.")
     return segmentations, dataset_json
@@ -124,7 +123,7 @@ def _find_segmentations(name: str, folder: str) -> tuple[dict[str, str], dict]:
 
 def check_scans(name: str, dataset_json: dict, pattern: str, groups: Mapping[str, str], splits: Splits) -> None:
     """Every scan of ``imagesTr_unlabeled`` trains in every fold: its patient must not validate or test."""
-    scans = sorted(find_unlabeled_images(_raw_folder(name), dataset_json))
+    scans = sorted(find_unlabeled_images(raw_folder(name), dataset_json))
     evaluated = {groups[case] for case in (*splits.test, *(case for fold in splits.folds for case in fold["val"]))}
     found = {scan: find_group(scan, pattern) for scan in scans}
     if leaks := [f"{scan}: of group {group}" for scan, group in found.items() if group in evaluated]:
@@ -132,7 +131,3 @@ def check_scans(name: str, dataset_json: dict, pattern: str, groups: Mapping[str
             f"These scans of {IMAGES_FOLDER} train in every fold, and their groups validate or test in one. Take them "
             f"out of that folder:\n{bullet_list(leaks)}"
         )
-
-
-def _raw_folder(name: str) -> str:
-    return join(nnUNet_raw.get() or "$nnUNet_raw", name)
