@@ -1,7 +1,7 @@
 """What in the plans decides how a scan is preprocessed, and whether a folder was made with just that."""
 
 import json
-from os.path import isfile, join
+from os.path import join
 
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
@@ -68,12 +68,10 @@ def write_manifest(folder: str, settings: dict) -> None:
 
 def _read(file: str) -> dict | None:
     """None: there is none, or it is damaged."""
-    if not isfile(file):
-        return None
     try:
         with open(file, encoding="utf-8") as handle:
             settings = json.load(handle)
-    except ValueError:
+    except (FileNotFoundError, ValueError):
         return None
     return settings if isinstance(settings, dict) else None
 

@@ -202,7 +202,7 @@ def _cover(order: Sequence[_Group], expected: Collection[str]) -> list[_Group]:
     return cover
 
 
-def _balanced(order: Sequence[_Group], before: Sequence[_Group] = ()) -> list[_Group]:
+def _balanced(order: Sequence[_Group], before: Sequence[_Group]) -> list[_Group]:
     """The order in which, step by step, the share of cases that have a class is nearest to its share of all cases.
 
     The distance is the sum over the classes; in whole numbers, to be the same on any machine. Of equals the first.
