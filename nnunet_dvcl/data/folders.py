@@ -1,8 +1,9 @@
 """Where nnU-Net keeps a data set, and where its unlabeled scans live beside it."""
 
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
-from os.path import basename, isdir, isfile, join
+from os.path import isdir, isfile, join
 
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class, nnUNetBaseDataset
@@ -16,9 +17,9 @@ IMAGES_FOLDER = "imagesTr_unlabeled"
 
 @dataclass(frozen=True)
 class DatasetFolders:
-    """The folders of one data set in one configuration; ``raw`` is None when ``nnUNet_raw`` is not set."""
+    """The folders of one data set in one configuration; ``raw`` as by `raw_folder`."""
 
-    raw: str | None
+    raw: str
     preprocessed: str
     data_identifier: str
 
@@ -28,12 +29,11 @@ class DatasetFolders:
         name = plans_manager.dataset_name
         check_name(name, "dataset_name of the plans")
         check_name(configuration_manager.data_identifier, "data_identifier of the plans")
-        raw = join(nnUNet_raw, name) if nnUNet_raw.is_set() else None
-        return cls(raw, join(preprocessed_root(), name), configuration_manager.data_identifier)
+        return cls(raw_folder(name), join(preprocessed_root(), name), configuration_manager.data_identifier)
 
     @property
     def images(self) -> str:
-        return join(self.raw or join("$nnUNet_raw", basename(self.preprocessed)), IMAGES_FOLDER)
+        return join(self.raw, IMAGES_FOLDER)
 
     @property
     def labeled(self) -> str:
@@ -67,6 +67,14 @@ def num_channels(dataset_json: dict) -> int:
     return len(dataset_json["channel_names"] if "channel_names" in dataset_json else dataset_json["modality"])
 
 
+def find_dataset_name(dataset_name_or_id: str) -> str:
+    """DatasetXXX_Name of a data set that is named as for nnU-Net's ``-d``; ``UserError`` where there is none."""
+    try:
+        return str(maybe_convert_to_dataset_name(dataset_name_or_id))
+    except (RuntimeError, ValueError) as error:
+        raise UserError(f"No data set {dataset_name_or_id}: {error}") from error
+
+
 def find_plans_file(dataset_name_or_id: str, plans_identifier: str) -> str:
     """The plans of a data set that is named as for nnU-Net's ``-d`` and ``-p``.
 
@@ -74,11 +82,7 @@ def find_plans_file(dataset_name_or_id: str, plans_identifier: str) -> str:
         UserError: no such data set, or it is not planned; a name that leads elsewhere.
     """
     check_name(plans_identifier, "plans identifier")
-    root = preprocessed_root()
-    try:
-        name = maybe_convert_to_dataset_name(dataset_name_or_id)
-    except (RuntimeError, ValueError) as error:
-        raise UserError(f"No data set {dataset_name_or_id}: {error}") from error
+    root, name = preprocessed_root(), find_dataset_name(dataset_name_or_id)
     check_name(name, "data set")
     for file in ("dataset.json", f"{plans_identifier}.json"):
         if not isfile(join(root, name, file)):
@@ -100,10 +104,24 @@ def check_name(name: object, what: str) -> None:
         raise UserError(f"{name!r} is no {what}: expected a name, not a path.")
 
 
+def raw_folder(name: str) -> str:
+    """Of a data set, there or not; where ``nnUNet_raw`` is not set, a path for messages, at which nothing is."""
+    return join(nnUNet_raw.get() or "$nnUNet_raw", name)
+
+
+def raw_root() -> str:
+    """The folder of nnU-Net's raw data sets; ``UserError`` where it is not set, as for `preprocessed_root`."""
+    return _root(nnUNet_raw, "raw data sets")
+
+
 def preprocessed_root() -> str:
-    if not nnUNet_preprocessed.is_set():
+    return _root(nnUNet_preprocessed, "preprocessed data sets")
+
+
+def _root(variable: os.PathLike, content: str) -> str:
+    if not variable.is_set():
         raise UserError(
-            "The environment variable nnUNet_preprocessed is not set. Let it name the folder that holds nnU-Net's "
-            "preprocessed data sets."
+            f"The environment variable {variable.env_var_name} is not set. Let it name the folder that holds nnU-Net's "
+            f"{content}."
         )
-    return str(nnUNet_preprocessed)
+    return str(variable)

@@ -1,8 +1,7 @@
 """What in the plans decides how a scan is preprocessed, and whether a folder was made with just that."""
 
 import json
-import os
-from os.path import isfile, join
+from os.path import join
 
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
@@ -64,18 +63,15 @@ def is_current(folder: str, settings: dict) -> bool:
 
 
 def write_manifest(folder: str, settings: dict) -> None:
-    os.makedirs(join(folder, HIDDEN_FOLDER), exist_ok=True)
     write_json(settings, manifest_file(folder))
 
 
 def _read(file: str) -> dict | None:
     """None: there is none, or it is damaged."""
-    if not isfile(file):
-        return None
     try:
         with open(file, encoding="utf-8") as handle:
             settings = json.load(handle)
-    except ValueError:
+    except (FileNotFoundError, ValueError):
         return None
     return settings if isinstance(settings, dict) else None
 

@@ -11,7 +11,7 @@ from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from tqdm import tqdm
 
-from nnunet_dvcl.data.folders import DatasetFolders, check_configuration, find_plans_file
+from nnunet_dvcl.data.folders import DatasetFolders, check_configuration, find_plans_file, raw_root
 from nnunet_dvcl.data.images import BadImage, check_images
 from nnunet_dvcl.data.manifest import is_current, preprocessing_settings, write_manifest
 from nnunet_dvcl.data.messages import bullet_list
@@ -32,6 +32,14 @@ class ScanPreprocessor:
     configuration_manager: ConfigurationManager
     dataset_json: dict
     dataset_class: type[nnUNetBaseDataset]
+
+    @property
+    def settings(self) -> dict:
+        return preprocessing_settings(self.plans_manager, self.configuration_manager, self.dataset_class)
+
+    def finished(self) -> set[str]:
+        """Scans that are complete in ``folder``, which was made with these plans; else raises as `is_current`."""
+        return complete_cases(self.folder, self.dataset_class) if is_current(self.folder, self.settings) else set()
 
     def __call__(self, identifier: str, image_files: list[str]) -> str | None:
         """Preprocess one scan; returns what is wrong with it (naming the file), or None."""
@@ -70,19 +78,15 @@ def preprocess_unlabeled(
     check_configuration(plans, plans_manager.available_configurations, configuration)
     configuration_manager = plans_manager.get_configuration(configuration)
     folders = DatasetFolders.of(plans_manager, configuration_manager)
-    if folders.raw is None:
-        raise UserError("The environment variable nnUNet_raw is not set: it names the folder with the raw data sets.")
-    images = find_unlabeled_images(folders.raw, dataset_json)
+    images = find_unlabeled_images(join(raw_root(), plans_manager.dataset_name), dataset_json)
     if not images:
         raise UserError(f"There are no scans to preprocess: put them at {folders.example_image(dataset_json)}.")
     dataset_class = folders.dataset_class()
     check_scans_have_no_label(images, dataset_class.get_identifiers(folders.labeled), folders.images)
-    preprocess_images(
-        images,
-        ScanPreprocessor(folders.unlabeled, plans_manager, configuration_manager, dataset_json, dataset_class),
-        num_processes,
-        print,
+    preprocessor = ScanPreprocessor(
+        folders.unlabeled, plans_manager, configuration_manager, dataset_json, dataset_class
     )
+    preprocess_images(images, preprocessor, num_processes, print)
     return folders.unlabeled
 
 
@@ -98,11 +102,10 @@ def preprocess_images(
         UserError: the folder was made with other plans; scans that cannot be used (all named, the others are kept); a
             worker process died; the folder cannot be written to.
     """
-    folder, dataset_class = preprocessor.folder, preprocessor.dataset_class
-    settings = preprocessing_settings(preprocessor.plans_manager, preprocessor.configuration_manager, dataset_class)
+    folder = preprocessor.folder
 
     def missing() -> dict[str, list[str]]:
-        done = complete_cases(folder, dataset_class) if is_current(folder, settings) else set()
+        done = preprocessor.finished()
         return {identifier: files for identifier, files in images.items() if identifier not in done}
 
     # Without the lock first: a finished folder may be on a read-only disk.
@@ -118,7 +121,7 @@ def preprocess_images(
         if not todo:
             return
         remove_leftovers(folder)
-        write_manifest(folder, settings)
+        write_manifest(folder, preprocessor.settings)
         log(f"Preprocessing {len(todo)} of {len(images)} unlabeled scans into {folder}")
         results = in_processes(preprocessor, todo.items(), min(num_processes, len(todo)))
         results = tqdm(results, total=len(todo), desc="Unlabeled scans")

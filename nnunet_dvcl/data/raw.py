@@ -40,20 +40,16 @@ def find_unlabeled_images(raw_dataset: str, dataset_json: dict) -> dict[str, lis
 
 
 def _group_by_identifier(folder: str, ending: str) -> tuple[dict[str, dict[int, str]], list[str]]:
-    pattern = re.compile(rf"(?P<identifier>.+)_(?P<channel>[0-9]{{4}}){re.escape(ending)}")
+    pattern = re.compile(rf"(?P<identifier>(?!\.).+)_(?P<channel>[0-9]{{4}}){re.escape(ending)}")
     scans: dict[str, dict[int, str]] = {}
     strays = []
     for name in sorted(os.listdir(folder)):
-        if name.startswith("."):
-            continue
-        if (shown := name.encode(errors="backslashreplace").decode()) != name:
-            strays.append(shown)  # bytes that are no text: SimpleITK crashes on such a name
-            continue
-        match = pattern.fullmatch(name)
-        if match:
+        shown = name.encode(errors="backslashreplace").decode()
+        # SimpleITK crashes on a name of bytes that are no text.
+        if (match := pattern.fullmatch(name)) and shown == name:
             scans.setdefault(match["identifier"], {})[int(match["channel"])] = name
-        else:
-            strays.append(name)
+        elif not name.startswith("."):
+            strays.append(shown)
     # nnU-Net's reader of 3D TIFFs takes the spacing from CASE.json beside CASE_0000.tif.
     return scans, [name for name in strays if name.removesuffix(".json") not in scans]
 

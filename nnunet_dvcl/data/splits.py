@@ -26,10 +26,7 @@ def withheld_cases(splits_file: str, fold: int | str, labeled: Collection[str]) 
     Raises:
         UserError: the fold is malformed, a case has two roles in it, or a case does not exist.
     """
-    if fold == "all" or not isfile(splits_file):
-        return []
-    splits = _read(splits_file)
-    if int(fold) >= len(splits):
+    if fold == "all" or int(fold) >= len(splits := _read(splits_file)):
         return []
     return sorted(set(_checked(splits_file, splits, fold, labeled).get(KEY, [])))
 
@@ -42,7 +39,7 @@ def validation_cases(splits_file: str, fold: int | str, labeled: Collection[str]
     """
     if fold == "all":
         return sorted(labeled)
-    splits = _read(splits_file) if isfile(splits_file) else []
+    splits = _read(splits_file)
     if int(fold) >= len(splits):
         raise UserError(f"{splits_file} has no fold {fold}, so its validation cases are not known: name some cases.")
     return sorted(_checked(splits_file, splits, fold, labeled)["val"])
@@ -50,7 +47,7 @@ def validation_cases(splits_file: str, fold: int | str, labeled: Collection[str]
 
 def folds_that_validate(splits_file: str, case: str) -> list[int]:
     """The folds of ``splits_final.json`` that have the case in "val"."""
-    splits = _read(splits_file) if isfile(splits_file) else []
+    splits = _read(splits_file)
     return [fold for fold, split in enumerate(splits) if not _shape_problems(split) and case in split["val"]]
 
 
@@ -66,6 +63,9 @@ def check_scans_have_no_label(scans: Collection[str], labeled: Collection[str], 
 
 
 def _read(splits_file: str) -> list:
+    """Empty where there is no file."""
+    if not isfile(splits_file):
+        return []
     try:
         with open(splits_file, encoding="utf-8") as file:
             splits = json.load(file)

@@ -5,12 +5,10 @@ from os.path import isdir
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
 from nnunet_dvcl.data.folders import DatasetFolders
-from nnunet_dvcl.data.manifest import is_current, preprocessing_settings
 from nnunet_dvcl.data.preprocess import ScanPreprocessor, preprocess_images
 from nnunet_dvcl.data.processes import Log
 from nnunet_dvcl.data.raw import find_unlabeled_images
 from nnunet_dvcl.data.splits import check_scans_have_no_label, withheld_cases
-from nnunet_dvcl.data.storage import complete_cases
 from nnunet_dvcl.data.unlabeled_dataset import UnlabeledDataset
 from nnunet_dvcl.errors import UserError
 
@@ -44,13 +42,16 @@ def get_unlabeled_dataset(
     )
     if not use_folder:
         scans = []
-    elif folders.raw is not None and isdir(folders.images):
+    elif isdir(folders.images):
         images = find_unlabeled_images(folders.raw, dataset_json)
         check_scans_have_no_label(images, labeled, folders.images)
         preprocess_images(images, preprocessor, num_processes, log)
         scans = sorted(images)
     else:
-        scans = _preprocessed_scans(preprocessor, folders, log)
+        scans = sorted(preprocessor.finished())
+        if scans:
+            found = f"the {len(scans)} scans preprocessed before, in {folders.unlabeled}"
+            log(f"{folders.images} is not there: using {found}")
         check_scans_have_no_label(scans, labeled, folders.unlabeled)
     if not scans and not withheld:
         hint = "" if use_folder else "ssl.unlabeled_folder is false, so the scans of imagesTr_unlabeled do not count. "
@@ -60,15 +61,6 @@ def get_unlabeled_dataset(
     return UnlabeledDataset(
         dataset_class(folder, cases, folder_with_segs_from_previous_stage) for folder, cases in sources if cases
     )
-
-
-def _preprocessed_scans(preprocessor: ScanPreprocessor, folders: DatasetFolders, log: Log) -> list[str]:
-    folder, dataset_class = preprocessor.folder, preprocessor.dataset_class
-    settings = preprocessing_settings(preprocessor.plans_manager, preprocessor.configuration_manager, dataset_class)
-    scans = sorted(complete_cases(folder, dataset_class)) if is_current(folder, settings) else []
-    if scans:
-        log(f"{folders.images} is not there: using the {len(scans)} scans preprocessed before, in {folder}")
-    return scans
 
 
 def _no_unlabeled_case(folders: DatasetFolders, dataset_json: dict, fold: int | str, labeled: list[str]) -> str:

@@ -2,13 +2,16 @@
 
 import os
 import re
-from collections.abc import Iterable, Iterator
-from os.path import isdir, join, relpath
+from collections.abc import Iterable
+from os.path import isdir, join
+from pathlib import Path
 from typing import NamedTuple
 
 from nnunet_dvcl.data.messages import bullet_list
 from nnunet_dvcl.errors import UserError
-from nnunet_dvcl.tools.convert.release import Part, Release
+from nnunet_dvcl.tools.convert.releases import Part, Release
+
+ENDING = ".nii.gz"
 
 
 class Scan(NamedTuple):
@@ -36,22 +39,21 @@ def find_scans(release: Release, source: str, any_count: bool = False) -> list[S
     """
     if not isdir(source):
         raise UserError(f"{source} is no folder. Give the folder into which {release.name} was unpacked.")
-    files = sorted(_files(source))
-    found = [(part, _scans(part, source, files)) for part in release.parts]
-    counts = [problem for part, scans in found for problem in _count_problems(part, len(scans), any_count)]
+    walk = os.walk(source, followlinks=True)
+    files = sorted(Path(folder, name).relative_to(source).as_posix() for folder, _, names in walk for name in names)
+    found = {part: _scans(part, source, files) for part in release.parts}
+    counts = [
+        f"{part.name}: {len(scans)} found, the release has {part.expected}"
+        for part, scans in found.items()
+        if not part.may_have(len(scans), any_count)
+    ]
     if counts:
         hint = "" if any_count else "; with --any-count what is there is converted"
         raise UserError(
             f"{source} does not hold the whole of {release.name}. Archives must be unpacked, and files and folders "
             f"must have the names of the release ({release.reference}){hint}:\n{bullet_list(counts)}"
         )
-    return [scan for _, scans in found for scan in scans]
-
-
-def _files(source: str) -> Iterator[str]:
-    """Paths of the files inside of ``source``, with ``/``."""
-    for folder, _, names in os.walk(source, followlinks=True):
-        yield from (relpath(join(folder, name), source).replace(os.sep, "/") for name in names)
+    return [scan for scans in found.values() for scan in scans]
 
 
 def _scans(part: Part, source: str, files: Iterable[str]) -> list[Scan]:
@@ -61,7 +63,7 @@ def _scans(part: Part, source: str, files: Iterable[str]) -> list[Scan]:
     if twice:
         raise UserError(f"{source} holds {part.name} more than once. Keep one of each:\n{bullet_list(twice)}")
     alone = [f"{labels[i][0]}: there is no image for it" for i in sorted(labels.keys() - images.keys())]
-    if part.folder_without_label is None:
+    if part.without_label is None:
         alone += [f"{images[i][0]}: there is no segmentation of it" for i in sorted(images.keys() - labels.keys())]
     if alone:
         raise UserError(
@@ -72,24 +74,15 @@ def _scans(part: Part, source: str, files: Iterable[str]) -> list[Scan]:
             part.case.format(id=i),
             join(source, images[i][0]),
             join(source, labels[i][0]) if i in labels else None,
-            "imagesTr" if i in labels else part.folder_without_label,
+            "imagesTr" if i in labels else part.without_label,
         )
         for i in sorted(images)
     ]
 
 
 def _by_id(pattern: str, files: Iterable[str]) -> dict[str, list[str]]:
-    matches = ((re.search(f"(?:^|/){pattern}$", file), file) for file in files)
     found: dict[str, list[str]] = {}
-    for match, file in matches:
-        if match:
-            found.setdefault(match["id"], []).append(file)
+    for file in files:
+        if match := re.search(f"(?:^|/){pattern}{re.escape(ENDING)}$", file):
+            found.setdefault(match[1], []).append(file)
     return found
-
-
-def _count_problems(part: Part, count: int, any_count: bool) -> list[str]:
-    if count == part.expected or (part.optional and not count):
-        return []
-    if any_count and (count or part.folder_without_label):
-        return []
-    return [f"{part.name}: {count} found, the release has {part.expected}"]

@@ -4,25 +4,23 @@ import gzip
 import os
 import shutil
 from collections import Counter
-from os.path import basename, getsize, isdir, isfile, join
+from contextlib import suppress
+from os.path import abspath, basename, dirname, getsize, isdir, isfile, join
 
-import nibabel
 from batchgenerators.utilities.file_and_folder_operations import load_json
-from nnunetv2.paths import nnUNet_raw
 from nnunetv2.utilities.dataset_name_id_conversion import find_candidate_datasets
 from tqdm import tqdm
 
-from nnunet_dvcl.data.folders import IMAGES_FOLDER
+from nnunet_dvcl.data.folders import IMAGES_FOLDER, raw_root
 from nnunet_dvcl.data.messages import bullet_list
 from nnunet_dvcl.data.raw import find_unlabeled_images
 from nnunet_dvcl.data.storage import write_json
 from nnunet_dvcl.errors import UserError
+from nnunet_dvcl.files import replacing
 from nnunet_dvcl.tools.convert import RELEASES
-from nnunet_dvcl.tools.convert.layout import Scan, find_scans
-from nnunet_dvcl.tools.convert.release import Release
+from nnunet_dvcl.tools.convert.layout import ENDING, Scan, find_scans
+from nnunet_dvcl.tools.convert.releases import Release
 from nnunet_dvcl.tools.convert.segmentation import BadScan, load_image, renumbered
-
-ENDING = ".nii.gz"
 
 
 def convert_dataset(
@@ -57,22 +55,20 @@ def convert_dataset(
         UserError: ``nnUNet_raw`` is not set; the number belongs to another data set; the source is not as the release
             is known to be; scans that cannot be converted (all named, the others are kept).
     """
-    if not nnUNet_raw.is_set():
-        raise UserError(
-            "The environment variable nnUNet_raw is not set. Let it name the folder for nnU-Net's raw data sets."
-        )
-    release = RELEASES[dataset]
+    raw, release = raw_root(), RELEASES[dataset]
     scans = _limit_unlabeled(find_scans(release, source, any_count), max_unlabeled)
-    folder = join(nnUNet_raw, f"Dataset{dataset_id:03d}_{release.name}")
+    folder = join(raw, f"Dataset{dataset_id:03d}_{release.name}")
     description = _description(dataset, release, sum(scan.label is not None for scan in scans))
     _check_number(dataset_id, folder)
-    _check_owner(folder, description)
+    finished, unfinished = join(folder, "dataset.json"), join(folder, "dataset.json.unfinished")
+    _check_owner(folder, [file for file in (finished, unfinished) if isfile(file)], description)
     _check_strays(folder, scans)
 
-    unfinished = _unfinished(folder)
-    if not isfile(join(folder, "dataset.json")) or load_json(join(folder, "dataset.json")) != description:
-        os.makedirs(folder, exist_ok=True)
+    os.makedirs(folder, exist_ok=True)
+    if not isfile(finished) or load_json(finished) != description:
         write_json(description, unfinished)
+    for name in {"labelsTr", *(scan.folder for scan in scans)}:
+        os.makedirs(join(folder, name), exist_ok=True)
     problems = []
     for scan in tqdm(scans, desc=release.name):
         try:
@@ -86,7 +82,7 @@ def convert_dataset(
         )
     find_unlabeled_images(folder, description)
     if isfile(unfinished):
-        os.replace(unfinished, join(folder, "dataset.json"))
+        os.replace(unfinished, finished)
     counts = Counter(scan.folder for scan in scans)
     print(folder, *(f"  {counts[name]} scans in {name}" for name in ("imagesTr", IMAGES_FOLDER, "imagesTs")), sep="\n")
     return folder
@@ -112,37 +108,26 @@ def _description(dataset: str, release: Release, num_training: int) -> dict:
     }
 
 
-def _unfinished(folder: str) -> str:
-    """Bears the content of ``dataset.json`` until all scans are there."""
-    return join(folder, "dataset.json.unfinished")
-
-
 def _check_number(dataset_id: int, folder: str) -> None:
-    others = [
-        str(name)
-        for name in find_candidate_datasets(dataset_id)
-        if name.startswith(f"Dataset{dataset_id:03d}_") and name != basename(folder)
-    ]
+    prefix = f"Dataset{dataset_id:03d}_"
+    others = [str(name) for name in find_candidate_datasets(dataset_id) if name.startswith(prefix)]
+    others = [name for name in others if name != basename(folder)]
     if others:
         raise UserError(f"The number {dataset_id} belongs to {', '.join(others)}. Choose another one with -d.")
 
 
-def _check_owner(folder: str, description: dict) -> None:
+def _check_owner(folder: str, described: list[str], description: dict) -> None:
     """What is in the folder must come from the same conversion: others number the organs in another way."""
-    described = [file for file in (_unfinished(folder), join(folder, "dataset.json")) if isfile(file)]
-    foreign = [
-        file
-        for file in described
-        if any(load_json(file).get(key) != description[key] for key in ("converted_by", "labels"))
-    ]
+    others = [load_json(file) for file in described]
+    foreign = any(other.get(key) != description[key] for other in others for key in ("converted_by", "labels"))
     if foreign or (not described and isdir(folder) and os.listdir(folder)):
         raise UserError(f"{folder} was not made by this command. Choose another number with -d, or remove the folder.")
 
 
 def _check_strays(folder: str, scans: list[Scan]) -> None:
     planned = {file for scan in scans for file in (_image_file(folder, scan), _label_file(folder, scan))}
-    folders = {join(folder, scan.folder) for scan in scans} | {join(folder, "labelsTr")}
-    present = [join(path, name) for path in sorted(folders) if isdir(path) for name in sorted(os.listdir(path))]
+    folders = sorted({dirname(file) for file in planned})
+    present = [join(path, name) for path in folders if isdir(path) for name in sorted(os.listdir(path))]
     strays = [file for file in present if file not in planned and file.removesuffix(".partial") not in planned]
     if strays:
         raise UserError(
@@ -153,14 +138,15 @@ def _check_strays(folder: str, scans: list[Scan]) -> None:
 
 def _convert(scan: Scan, folder: str, release: Release, link: bool, ignore_geometry: bool) -> None:
     """The segmentation first: an image in ``imagesTr`` always has one."""
+    label_file, image_file = _label_file(folder, scan), _image_file(folder, scan)
     if scan.label is None:
         load_image(scan.image)
-    elif not isfile(_label_file(folder, scan)):
+    elif not isfile(label_file):
         segmentation = renumbered(scan.label, scan.image, release.label_of_value, ignore_geometry)
-        _write(segmentation, _label_file(folder, scan))
-    target = _image_file(folder, scan)
-    if not isfile(target) or getsize(target) != getsize(scan.image):
-        _take(scan.image, target, link)
+        with replacing(label_file) as partial, gzip.open(partial, "wb", compresslevel=1) as file:
+            file.write(segmentation.to_bytes())
+    if not isfile(image_file) or getsize(image_file) != getsize(scan.image):
+        _take(scan.image, image_file, link)
 
 
 def _image_file(folder: str, scan: Scan) -> str:
@@ -171,20 +157,12 @@ def _label_file(folder: str, scan: Scan) -> str:
     return join(folder, "labelsTr", f"{scan.case}{ENDING}")
 
 
-def _write(image: nibabel.Nifti1Image, target: str) -> None:
-    os.makedirs(os.path.dirname(target), exist_ok=True)
-    with gzip.open(f"{target}.partial", "wb", compresslevel=1) as file:
-        file.write(image.to_bytes())
-    os.replace(f"{target}.partial", target)
-
-
 def _take(source: str, target: str, link: bool) -> None:
-    os.makedirs(os.path.dirname(target), exist_ok=True)
-    partial = f"{target}.partial"
-    if os.path.lexists(partial):
-        os.remove(partial)
+    for old in (target, f"{target}.partial"):
+        with suppress(FileNotFoundError):
+            os.remove(old)
     if link:
-        os.symlink(os.path.abspath(source), partial)
-    else:
+        os.symlink(abspath(source), target)
+        return
+    with replacing(target) as partial:
         shutil.copyfile(source, partial)
-    os.replace(partial, target)

@@ -95,17 +95,11 @@ def _displacement(image: nibabel.Nifti1Image, segmentation: nibabel.Nifti1Image)
 
 def _differences(segmentation: nibabel.Nifti1Image, image: nibabel.Nifti1Image) -> str:
     """Spacing, origin and direction as far as they differ."""
-    described = []
-    for name, of in (("spacing", voxel_sizes), ("origin", _origin), ("direction", _direction)):
-        ours, theirs = (np.round(of(scan.affine), 4) + 0.0 for scan in (segmentation, image))
-        if not np.array_equal(ours, theirs):
-            described.append(f"{name} {ours.tolist()} instead of {theirs.tolist()}")
-    return ", ".join(described)
+    ours, theirs = _geometry(segmentation.affine), _geometry(image.affine)
+    return ", ".join(f"{name} {ours[name]} instead of {theirs[name]}" for name in ours if ours[name] != theirs[name])
 
 
-def _origin(affine: np.ndarray) -> np.ndarray:
-    return affine[:3, 3]
-
-
-def _direction(affine: np.ndarray) -> np.ndarray:
-    return affine[:3, :3] / voxel_sizes(affine)
+def _geometry(affine: np.ndarray) -> dict[str, list]:
+    spacing = voxel_sizes(affine)
+    values = {"spacing": spacing, "origin": affine[:3, 3], "direction": affine[:3, :3] / spacing}
+    return {name: (np.round(value, 4) + 0.0).tolist() for name, value in values.items()}  # 0.0 instead of -0.0

@@ -126,8 +126,8 @@ def _write(volume: np.ndarray, path: Path) -> None:
 def _deformed_grid(rng: np.random.Generator, shape: tuple[int, int, int]) -> np.ndarray:
     """The place in the standard body [z, y, x, 3] that each voxel of this patient shows: another size, another
     position and a smooth random deformation (a few long waves a direction)."""
-    axes = [(np.arange(n) - (n - 1) / 2) * size for n, size in zip(shape, voxel_size(shape), strict=True)]
-    grid = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1)
+    voxels = np.stack(np.indices(shape), axis=-1)
+    grid = (voxels - (np.array(shape) - 1) / 2) * voxel_size(shape)
     points = grid / rng.uniform(0.86, 1.04, 3) + rng.normal(0, [6, 3, 3])
     for axis in range(3):
         for _ in range(4):

@@ -1,17 +1,15 @@
 """What the demo shows: a table of Dice values, also as a file, and a picture."""
 
-import csv
 import json
-import os
 from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import ListedColormap
+from matplotlib.colors import to_rgba_array
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
+from nnunet_dvcl.figures import save_image, save_table
 from nnunet_dvcl.tools.demo.phantom import ORGANS
 
 Dice = dict[str, dict[str, float]]
@@ -19,6 +17,7 @@ Dice = dict[str, dict[str, float]]
 
 _COLORS = ["#1f77b4", "#e6194b", "#3cb44b", "#ffe119", "#f58231", "#911eb4", "#46f0f0", "#4363d8", "#f032e6", "#bcf60c",
            "#fabebe", "#9a6324"]  # fmt: skip
+_PALETTE = to_rgba_array(["none", *_COLORS], alpha=0.75)  # by label
 _WINDOW = (-160, 240)  # of intensities shown, in Hounsfield units: the usual one for the abdomen
 
 
@@ -47,10 +46,8 @@ def table(dice: Dice) -> str:
 
 def write_csv(dice: Dice, path: Path) -> None:
     """The rows as comma-separated values, four decimals."""
-    with open(path, "w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["organ", *dice, "difference"])
-        writer.writerows([organ, *(f"{value:.4f}" for value in values)] for organ, *values in rows(dice))
+    lines = ([organ, *(f"{value:.4f}" for value in values)] for organ, *values in rows(dice))
+    save_table(path, ["organ", *dice, "difference"], lines)
 
 
 def draw(raw: Path, predictions: dict[str, Path], dice: Dice, path: Path) -> None:
@@ -62,29 +59,24 @@ def draw(raw: Path, predictions: dict[str, Path], dice: Dice, path: Path) -> Non
     case = truth_file.name.removesuffix(".nii.gz")
     image = _read(raw / "imagesTs" / f"{case}_0000.nii.gz")
     truth = _read(truth_file)
-    means = {title: mean for title, mean in zip(dice, rows(dice)[-1][1:], strict=False)}
+    means = dict(zip(dice, rows(dice)[-1][1:], strict=False))
     columns = {"image": np.zeros_like(truth), "truth": truth}
-    columns |= {
-        f"{t}\n(mean Dice of all test scans {means[t]:.2f})": _read(p / truth_file.name) for t, p in predictions.items()
-    }
+    for title, folder in predictions.items():
+        columns[f"{title}\n(mean Dice of all test scans {means[title]:.2f})"] = _read(folder / truth_file.name)
 
     figure = Figure(figsize=(14, 6.4), layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.subplots(2, len(columns))
-    for row, axis in enumerate((0, 1)):
+    for axis, name in enumerate(("axial", "coronal")):
         index = _most_organs(truth, axis)
-        for ax, (title, labels) in zip(axes[row], columns.items(), strict=True):
+        axes[axis, 0].set_ylabel(name)
+        for ax, (title, labels) in zip(axes[axis], columns.items(), strict=True):
             _show(ax, np.take(image, index, axis), np.take(labels, index, axis), upright=axis == 1)
-            if row == 0:
+            if axis == 0:
                 ax.set_title(title)
-    axes[0, 0].set_ylabel("axial")
-    axes[1, 0].set_ylabel("coronal")
     handles = [Patch(color=_COLORS[label - 1], label=organ.replace("_", " ")) for organ, label in ORGANS.items()]
     figure.legend(handles=handles, loc="outside right center", frameon=False)
     figure.suptitle(f"Test case {case}, which no training has seen")
-    partial = path.with_suffix(".partial.png")
-    figure.savefig(partial, dpi=110)
-    os.replace(partial, path)
+    save_image(figure, path, dpi=110)
 
 
 def _read(path: Path) -> np.ndarray:
@@ -100,14 +92,5 @@ def _most_organs(truth: np.ndarray, axis: int) -> int:
 def _show(ax, image: np.ndarray, labels: np.ndarray, upright: bool) -> None:
     origin = "lower" if upright else "upper"
     ax.imshow(image, cmap="gray", vmin=_WINDOW[0], vmax=_WINDOW[1], origin=origin)
-    ax.imshow(
-        np.ma.masked_equal(labels, 0),
-        cmap=ListedColormap(_COLORS),
-        vmin=0.5,
-        vmax=len(_COLORS) + 0.5,
-        alpha=0.75,
-        interpolation="nearest",
-        origin=origin,
-    )
-    ax.set_xticks([])
-    ax.set_yticks([])
+    ax.imshow(_PALETTE[labels], interpolation="nearest", origin=origin)
+    ax.set(xticks=[], yticks=[])

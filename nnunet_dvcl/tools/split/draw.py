@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
+from itertools import accumulate
 
 import numpy as np
 
@@ -77,24 +78,30 @@ def make_splits(
     _check_arguments(labeled, count, unlabeled, test, num_folds)
     everything = _make_groups(case_classes, groups or {})
     _check_occurrence(everything, expected_classes)
-    held_out, development = _hold_out(everything, test, seed, stratify)
+    order = _order(everything, seed, "test", stratify)
+    held_out = _first(order, round(test * len(case_classes)))
+    if test and not held_out:
+        raise UserError(
+            f"{test:g} of {len(case_classes)} cases is no whole group of cases to test on: raise the share."
+        )
+    development = order[len(held_out) :]
     if len(development) < num_folds:
         raise UserError(
             f"There are {len(development)} groups of cases for {num_folds} folds: lower the number of folds or the "
             "share of test cases."
         )
-    dealt = _deal_balanced if stratify else _deal
-    parts = dealt(_shuffled(development, seed, "folds"), num_folds)
+    parts = _deal(_order(development, seed, "folds"), num_folds, stratify)
     folds = []
     for number, val in enumerate(parts):
         train = [group for part in parts if part is not val for group in part]
-        order = _labeling_order(train, expected_classes, seed, stratify)
         try:
             _check_occurrence(train, expected_classes, "training case")
-            chosen = _divide(order, expected_classes, labeled, count, unlabeled)
+            order = _order(train, seed, "labeled", stratify, expected_classes)
+            wanted = count or max(1, round(labeled * _size(train)))
+            train_labeled, train_unlabeled = _divide(order, expected_classes, wanted, unlabeled)
         except UserError as error:
             raise UserError(f"Fold {number}: {error}") from error
-        folds.append({"train": _cases(chosen[0]), "val": _cases(val), "unlabeled": _cases(chosen[1])})
+        folds.append({"train": _cases(train_labeled), "val": _cases(val), "unlabeled": _cases(train_unlabeled)})
     return Splits(folds, _cases(held_out))
 
 
@@ -105,13 +112,18 @@ def group_by(cases: Iterable[str], pattern: str) -> dict[str, str]:
         UserError: no regular expression, or a case in which it finds nothing.
     """
     try:
-        expression = re.compile(pattern)
+        groups = {case: find_group(case, pattern) for case in cases}
     except re.error as error:
         raise UserError(f"{pattern!r} is no regular expression: {error}.") from error
-    matches = {case: expression.search(case) for case in cases}
-    if strays := sorted(case for case, match in matches.items() if match is None):
+    if strays := sorted(case for case, group in groups.items() if group is None):
         raise UserError(f"The regular expression {pattern!r} finds no group in these cases:\n{bullet_list(strays)}")
-    return {case: "/".join(g or "" for g in m.groups()) or m[0] for case, m in matches.items()}
+    return groups
+
+
+def find_group(case: str, pattern: str) -> str | None:
+    """As `group_by`; None where the expression finds nothing."""
+    match = re.search(pattern, case)
+    return match and ("/".join(group or "" for group in match.groups()) or match[0])
 
 
 def _check_arguments(labeled, count, unlabeled, test, num_folds) -> None:
@@ -163,37 +175,34 @@ def _missing(groups: Iterable[_Group], expected: Collection[str]) -> list[str]:
 # ---------------------------------------------------------------- orders, of which the first ones are taken
 
 
-def _shuffled(groups: Iterable[_Group], seed: int, purpose: str) -> list[_Group]:
-    """The groups by the hash of the seed, the purpose and their name: none depends on what other groups there are."""
-    return sorted(groups, key=lambda group: sha256(f"{seed}/{purpose}/{group.name}".encode()).digest())
+def _order(
+    groups: Iterable[_Group], seed: int, purpose: str, balance: bool = False, expected: Collection[str] = ()
+) -> list[_Group]:
+    """As few groups as let every expected class occur, then the others: shuffled, or balanced.
+
+    Shuffled is by the hash of the seed, the purpose and the group's name: no other group has a say in it.
+    """
+    shuffled = sorted(groups, key=lambda group: sha256(f"{seed}/{purpose}/{group.name}".encode()).digest())
+    cover = _cover(shuffled, expected)
+    rest = [group for group in shuffled if group not in cover]
+    return cover + (_balanced(rest, cover) if balance else rest)
 
 
 def _first(order: Sequence[_Group], count: int) -> list[_Group]:
     """The longest beginning of an order that has no more than `count` cases."""
-    number = int(np.searchsorted(np.cumsum([group.size for group in order]), count, side="right"))
-    return list(order[:number])
-
-
-def _labeling_order(train: Sequence[_Group], expected: Collection[str], seed: int, stratify: bool) -> list[_Group]:
-    """Training groups, those to label first: as few as let every class occur, then shuffled, or balanced."""
-    shuffled = _shuffled(train, seed, "labeled")
-    cover = _cover(shuffled, expected)
-    rest = [group for group in shuffled if group not in cover]
-    return cover + (_balanced(rest, cover) if stratify else rest)
+    totals = accumulate(group.size for group in order)
+    return [group for group, total in zip(order, totals, strict=True) if total <= count]
 
 
 def _cover(order: Sequence[_Group], expected: Collection[str]) -> list[_Group]:
     """Groups in which all classes occur: again and again the first one with the most classes that are missing yet."""
     cover: list[_Group] = []
     while missing := set(_missing(cover, expected)):
-        best = max(order, key=lambda group: len(missing & group.counts.keys()))
-        if not missing & best.counts.keys():
-            break
-        cover.append(best)
+        cover.append(max(order, key=lambda group: len(missing & group.counts.keys())))
     return cover
 
 
-def _balanced(order: Sequence[_Group], before: Sequence[_Group] = ()) -> list[_Group]:
+def _balanced(order: Sequence[_Group], before: Sequence[_Group]) -> list[_Group]:
     """The order in which, step by step, the share of cases that have a class is nearest to its share of all cases.
 
     The distance is the sum over the classes; in whole numbers, to be the same on any machine. Of equals the first.
@@ -215,35 +224,16 @@ def _balanced(order: Sequence[_Group], before: Sequence[_Group] = ()) -> list[_G
 # ---------------------------------------------------------------- divisions
 
 
-def _hold_out(groups: Sequence[_Group], share: float, seed: int, stratify: bool) -> tuple[list[_Group], list[_Group]]:
-    """Test groups and the others."""
-    if share == 0:
-        return [], list(groups)
-    shuffled = _shuffled(groups, seed, "test")
-    order = _balanced(shuffled) if stratify else shuffled
-    test = _first(order, round(share * _size(groups)))
-    if not test:
-        raise UserError(f"{share:g} of {_size(groups)} cases is no whole group of cases to test on: raise the share.")
-    return test, order[len(test) :]
+def _deal(order: Sequence[_Group], num_folds: int, stratify: bool) -> list[list[_Group]]:
+    """Each group goes to the fold with the fewest cases so far.
 
-
-def _deal(order: Sequence[_Group], num_folds: int) -> list[list[_Group]]:
-    """Each group goes to the fold with the fewest cases so far."""
-    folds: list[list[_Group]] = [[] for _ in range(num_folds)]
-    for group in order:
-        min(folds, key=_size).append(group)
-    return folds
-
-
-def _deal_balanced(order: Sequence[_Group], num_folds: int) -> list[list[_Group]]:
-    """The rarest class first: each group with it goes to the fold that has the fewest cases with it so far.
-
-    Iterative stratification, Sechidis et al., ECML 2011.
+    Stratified, the rarest class comes first: each group with it goes to the fold that has the fewest cases with it so
+    far (iterative stratification, Sechidis et al., ECML 2011).
     """
     folds: list[list[_Group]] = [[] for _ in range(num_folds)]
     left = list(order)
     while left:
-        occurrences = sum((group.counts for group in left), Counter())
+        occurrences = sum((group.counts for group in left), Counter()) if stratify else Counter()
         rarest = min(sorted(occurrences), key=occurrences.get, default=None)
         for group in [group for group in left if rarest is None or rarest in group.counts]:
             min(folds, key=lambda fold: (sum(g.counts[rarest] for g in fold), _size(fold))).append(group)
@@ -252,15 +242,10 @@ def _deal_balanced(order: Sequence[_Group], num_folds: int) -> list[list[_Group]
 
 
 def _divide(
-    order: Sequence[_Group],
-    expected: Collection[str],
-    labeled: float | None,
-    count: int | None,
-    unlabeled: int | None,
+    order: Sequence[_Group], expected: Collection[str], wanted: int, unlabeled: int | None
 ) -> tuple[list[_Group], list[_Group]]:
     """Labeled and unlabeled groups of a fold's training groups."""
     available = _size(order)
-    wanted = max(1, round(labeled * available)) if count is None else count
     if wanted > available:
         raise UserError(f"{wanted} labeled cases are wanted, and there are {available} training cases.")
     keep = _first(order, wanted)
@@ -272,9 +257,9 @@ def _divide(
             f"{wanted} labeled cases are too few to have {', '.join(missing)} beside the other classes: label at least "
             f"{needed} of the {available} training cases."
         )
-    rest = order[len(keep) :]
+    rest = list(order[len(keep) :])
     if unlabeled is None:
-        return keep, list(rest)
+        return keep, rest
     if unlabeled > _size(rest):
         raise UserError(f"{unlabeled} unlabeled cases are wanted, and {_size(rest)} training cases have no label.")
     return keep, _first(rest, unlabeled)

@@ -5,24 +5,21 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from os.path import isdir, isfile, join
 
 import numpy as np
 from batchgenerators.utilities.file_and_folder_operations import load_json
 from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
-from nnunetv2.paths import nnUNet_raw
-from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
-from tqdm import tqdm
+from tqdm.contrib.concurrent import thread_map
 
-from nnunet_dvcl.data.folders import IMAGES_FOLDER, preprocessed_root
+from nnunet_dvcl.data.folders import IMAGES_FOLDER, find_dataset_name, preprocessed_root, raw_folder
 from nnunet_dvcl.data.messages import bullet_list
 from nnunet_dvcl.data.raw import find_unlabeled_images
 from nnunet_dvcl.data.storage import write_json
 from nnunet_dvcl.errors import UserError
 from nnunet_dvcl.tools.model_folders import organ_names
-from nnunet_dvcl.tools.split.draw import Splits, group_by, make_splits
+from nnunet_dvcl.tools.split.draw import Splits, find_group, group_by, make_splits
 
 SPLITS_FILE = "splits_final.json"
 TEST_FILE = "test_cases.json"
@@ -49,10 +46,7 @@ def split_dataset(
     Raises:
         UserError: no such data set, files that are there, or what `make_splits` refuses.
     """
-    try:
-        name = maybe_convert_to_dataset_name(dataset_name_or_id)
-    except (RuntimeError, ValueError) as error:
-        raise UserError(f"No data set {dataset_name_or_id}: {error}") from error
+    name = find_dataset_name(dataset_name_or_id)
     folder = join(preprocessed_root(), name)
     files = [join(folder, SPLITS_FILE), join(folder, TEST_FILE)]
     existing = [file for file in files if isfile(file)]
@@ -102,49 +96,38 @@ def read_case_classes(segmentations: Mapping[str, str], dataset_json: dict) -> d
             raise UserError(f"{file} cannot be read: {type(error).__name__}: {error}") from error
         return [name for name, labels in values.items() if any((segmentation == label).any() for label in labels)]
 
-    with ThreadPoolExecutor(_NUM_THREADS) as pool:
-        classes = pool.map(read, segmentations.values())
-        progress = tqdm(classes, total=len(segmentations), desc="Classes of the labeled cases")
-        return dict(zip(segmentations, progress, strict=True))
+    files = segmentations.values()
+    classes = thread_map(read, files, max_workers=_NUM_THREADS, desc="Classes of the labeled cases")
+    return dict(zip(segmentations, classes, strict=True))
 
 
 def _find_segmentations(name: str, folder: str) -> tuple[dict[str, str], dict]:
     """Case -> segmentation at full size, of all cases that nnU-Net has preprocessed or will; and ``dataset.json``."""
-    truth = join(folder, "gt_segmentations")
-    if isdir(truth) and isfile(join(folder, "dataset.json")):
+    where = join(folder, "gt_segmentations")
+    if isdir(where) and isfile(join(folder, "dataset.json")):
         dataset_json = load_json(join(folder, "dataset.json"))
         ending = dataset_json["file_ending"]
-        names = sorted(file for file in os.listdir(truth) if file.endswith(ending) and not file.startswith("."))
-        return _not_empty({file.removesuffix(ending): join(truth, file) for file in names}, truth), dataset_json
-    raw = join(nnUNet_raw, name) if nnUNet_raw.is_set() else None
-    if raw is None or not isfile(join(raw, "dataset.json")):
-        where = raw or join("$nnUNet_raw", name)
-        raise UserError(f"No labels of {name} are found: expected the data set in {where}, or {truth}.")
-    dataset_json = load_json(join(raw, "dataset.json"))
-    cases = get_filenames_of_train_images_and_targets(raw, dataset_json)
-    return _not_empty({case: cases[case]["label"] for case in sorted(cases)}, raw), dataset_json
-
-
-def _not_empty(segmentations: dict[str, str], where: str) -> dict[str, str]:
+        names = sorted(file for file in os.listdir(where) if file.endswith(ending) and not file.startswith("."))
+        segmentations = {file.removesuffix(ending): join(where, file) for file in names}
+    elif isfile(join(raw_folder(name), "dataset.json")):
+        where = raw_folder(name)
+        dataset_json = load_json(join(where, "dataset.json"))
+        cases = get_filenames_of_train_images_and_targets(where, dataset_json)
+        segmentations = {case: cases[case]["label"] for case in sorted(cases)}
+    else:
+        raise UserError(f"No labels of {name} are found: expected the data set in {raw_folder(name)}, or {where}.")
     if not segmentations:
         raise UserError(f"{where} has no labeled case.")
-    return segmentations
+    return segmentations, dataset_json
 
 
 def check_scans(name: str, dataset_json: dict, pattern: str, groups: Mapping[str, str], splits: Splits) -> None:
     """Every scan of ``imagesTr_unlabeled`` trains in every fold: its patient must not validate or test."""
-    scans = find_unlabeled_images(join(nnUNet_raw, name), dataset_json) if nnUNet_raw.is_set() else {}
+    scans = sorted(find_unlabeled_images(raw_folder(name), dataset_json))
     evaluated = {groups[case] for case in (*splits.test, *(case for fold in splits.folds for case in fold["val"]))}
-    found = {scan: group for scan in scans for group in _groups_found(scan, pattern)}
-    if leaks := [f"{scan}: of group {group}" for scan, group in sorted(found.items()) if group in evaluated]:
+    found = {scan: find_group(scan, pattern) for scan in scans}
+    if leaks := [f"{scan}: of group {group}" for scan, group in found.items() if group in evaluated]:
         raise UserError(
             f"These scans of {IMAGES_FOLDER} train in every fold, and their groups validate or test in one. Take them "
             f"out of that folder:\n{bullet_list(leaks)}"
         )
-
-
-def _groups_found(scan: str, pattern: str) -> list[str]:
-    try:
-        return list(group_by([scan], pattern).values())
-    except UserError:  # a scan that is named otherwise belongs to none of the groups
-        return []

@@ -122,6 +122,15 @@ def test_a_link_whose_image_was_moved_is_mended(convert, tmp_path):
     assert all(file.is_file() for file in (folder / "imagesTr").iterdir())
 
 
+@pytest.mark.parametrize("link", [False, True])
+def test_what_a_killed_copy_has_left_behind_goes(convert, link):
+    image = convert("btcv") / "imagesTr/img0001_0000.nii.gz"
+    image.rename(f"{image}.partial")
+    folder = convert("btcv", link=link)
+    assert image.is_symlink() == link
+    assert not list(folder.rglob("*.partial"))
+
+
 def test_an_interrupted_run_is_no_data_set_and_is_resumed(convert, raw, monkeypatch):
     taken = []
 
