@@ -26,5 +26,5 @@ def test_the_summary_names_the_source():
 
 
 def test_the_commands_page_lists_every_trainer():
-    page = (Path(__file__).parent.parent / "docs/reference/commands.md").read_text()
+    page = (Path(__file__).parents[2] / "docs/reference/commands.md").read_text()
     assert sorted(re.findall(r"^\| `(nnUNetTrainer\w+)` \|", page, re.MULTILINE)) == sorted(TRAINING)

@@ -1,57 +1,21 @@
 """Arguments that several commands share."""
 
-import argparse
-from collections.abc import Callable
+from nnunet_dvcl.tools.commands.declaring import Part, argument, checked
+
+positive_int = checked("positive_int", int, lambda value: value > 0, "{} is not a positive number")
+fold = checked("fold", str, lambda text: text == "all" or text.isdecimal(), "{} is no fold: expected a number or all")
+
+DATASET = argument("-d", metavar="DATASET", required=True, help="dataset name or id")
+PLANS = argument("-p", metavar="PLANS", default="nnUNetPlans", help="plans identifier (%(default)s)")
+FOLD = argument("-f", metavar="FOLD", type=fold, required=True, help="a number, or all")
+CHECKPOINT = argument("-chk", metavar="FILE", default="checkpoint_final.pth", help="checkpoint (%(default)s)")
+DEVICE = argument("-device", choices=("cpu", "cuda", "mps"), help="a GPU where there is one")
 
 
-def add_command(commands, name: str, run: Callable[[argparse.Namespace], int] | None, summary: str):
-    """A sub-command with the same sentence in the list and in its own help.
-
-    Args:
-        commands: what `argparse.ArgumentParser.add_subparsers` returned.
-        name: as typed.
-        run: takes the parsed arguments, returns the exit status; None: the command has sub-commands.
-        summary: one line, in lower case, without a full stop.
-
-    Returns:
-        The command's parser.
-    """
-    command = commands.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.")
-    command.set_defaults(run=run)
-    return command
-
-
-def add_dataset(command: argparse.ArgumentParser) -> None:
-    command.add_argument("-d", metavar="DATASET", required=True, help="dataset name or id")
-
-
-def add_plans(command: argparse.ArgumentParser) -> None:
-    command.add_argument("-p", metavar="PLANS", default="nnUNetPlans", help="plans identifier (%(default)s)")
-
-
-def add_plan_options(command: argparse.ArgumentParser, **configuration) -> None:
+def plan_options(help: str = "configuration, e.g. 3d_fullres", **configuration) -> tuple[Part, ...]:
     """``-d``, ``-c`` and ``-p``; what is given is for ``-c``."""
-    add_dataset(command)
-    command.add_argument("-c", metavar="CONFIGURATION", required=True, **configuration)
-    add_plans(command)
+    return DATASET, argument("-c", metavar="CONFIGURATION", required=True, help=help, **configuration), PLANS
 
 
-def add_device(command: argparse.ArgumentParser) -> None:
-    command.add_argument("-device", choices=("cpu", "cuda", "mps"), help="a GPU where there is one")
-
-
-def add_output_folder(command: argparse.ArgumentParser, default: str) -> None:
-    command.add_argument("-o", metavar="FOLDER", default=default, help="output folder (%(default)s)")
-
-
-def positive_int(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not a positive number")
-    return value
-
-
-def fold(text: str) -> str:
-    if text != "all" and not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text} is no fold: expected a number or all")
-    return text
+def output_folder(default: str) -> Part:
+    return argument("-o", metavar="FOLDER", default=default, help="output folder (%(default)s)")
