@@ -7,23 +7,23 @@ from collections.abc import Sequence
 from nnunet_dvcl import __version__
 from nnunet_dvcl.errors import UserError
 from nnunet_dvcl.tools.commands import data, installation, models, training
-from nnunet_dvcl.tools.commands.declaring import commands
+from nnunet_dvcl.tools.commands.declaring import one_of
 
-_COMMANDS = commands(
+_COMMANDS = one_of(
     "commands",
     "COMMAND",
     data.convert,
     data.split,
     data.preprocess,
     data.configure,
-    training.footprint,
-    models.predict_next_stage,
+    training.memory,
+    training.predict_next_stage,
     models.plot,
     models.export,
     training.experiment,
     training.selftrain,
     models.inspect,
-    training.demo,
+    installation.demo,
     installation.trainers,
     installation.doctor,
 )

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 Part = Callable[[Any], Any]
-"""Adds an argument to a parser, or a command to what `argparse.ArgumentParser.add_subparsers` returned."""
+"""Adds arguments to a parser, or a command to what `argparse.ArgumentParser.add_subparsers` returned."""
 
 
 def argument(*names: str, **options: Any) -> Part:
@@ -15,50 +15,39 @@ def argument(*names: str, **options: Any) -> Part:
     return lambda parser: parser.add_argument(*names, **options)
 
 
-def either(*arguments: Part) -> Part:
-    """Exactly one of these has to be given."""
-
-    def add(parser: argparse.ArgumentParser) -> None:
-        group = parser.add_mutually_exclusive_group(required=True)
-        for part in arguments:
-            part(group)
-
-    return add
-
-
-def commands(title: str, metavar: str, *members: Part) -> Part:
+def one_of(title: str, metavar: str, *commands: Part) -> Part:
     """One of these commands has to be given."""
 
     def add(parser: argparse.ArgumentParser) -> None:
         subparsers = parser.add_subparsers(title=title, metavar=metavar, required=True)
-        for member in members:
-            member(subparsers)
+        for command in commands:
+            command(subparsers)
 
     return add
 
 
-def command(name: str, summary: str, *parts: Part, run: Callable[..., int | None] | None = None) -> Part:
-    """A command with the same sentence in the list of commands and in its own help.
+def command(*parts: Part) -> Callable[[Callable[..., int | None]], Part]:
+    """Decorator: the function becomes the command of its name. Its docstring is one sentence: what the command does.
+
+    The function takes the arguments by name and returns the exit status; None, as the status: 0.
 
     Args:
-        name: as typed.
-        summary: one line, in lower case, without a full stop.
-        parts: its arguments in the order of its help, or its own commands.
-        run: takes the arguments by name, returns the exit status; None, as the status: 0.
+        parts: the command's arguments in the order of its help, or `one_of` its own commands, which run instead.
     """
 
-    def add(subparsers) -> None:
-        parser = subparsers.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.")
-        parser.set_defaults(run=run)
-        for part in parts:
-            part(parser)
+    def declare(run: Callable[..., int | None]) -> Part:
+        name, sentence = run.__name__.replace("_", "-"), run.__doc__
 
-    return add
+        def add(subparsers) -> None:
+            summary = sentence[0].lower() + sentence[1:].removesuffix(".")
+            parser = subparsers.add_parser(name, help=summary, description=sentence)
+            parser.set_defaults(run=run)
+            for part in parts:
+                part(parser)
 
+        return add
 
-def runs(name: str, summary: str, *parts: Part) -> Callable[[Callable[..., int | None]], Part]:
-    """Decorator: the command runs this function."""
-    return lambda run: command(name, summary, *parts, run=run)
+    return declare
 
 
 def checked(name: str, convert: Callable[[str], Any], holds: Callable[[Any], bool], complaint: str) -> Callable:

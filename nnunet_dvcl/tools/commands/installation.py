@@ -1,10 +1,23 @@
-"""What is installed: ``nnunet_dvcl trainers`` and ``doctor``."""
+"""What is installed, and whether it works: ``nnunet_dvcl demo``, ``trainers`` and ``doctor``."""
 
-from nnunet_dvcl.tools.commands.declaring import runs
+from nnunet_dvcl.tools.commands.declaring import argument, command
+from nnunet_dvcl.tools.commands.shared import output_folder
 
 
-@runs("trainers", "list every trainer, what it is and its source")
+@command(
+    output_folder("./nnunet_dvcl_demo"),
+    argument("--quick", action="store_true", help="a few iterations only: shows that everything runs"),
+)
+def demo(o: str, quick: bool) -> None:
+    """Train and compare on a small body phantom, no data needed."""
+    from nnunet_dvcl.tools.demo.run import run_demo
+
+    run_demo(o, quick)
+
+
+@command()
 def trainers() -> None:
+    """List every trainer, what it is and its source."""
     from nnunet_dvcl import trainers
 
     for name in trainers.__all__:
@@ -13,8 +26,9 @@ def trainers() -> None:
     print("\nEach also trains for a number of epochs that its name gives, for instance nnUNetTrainerDVCL_20epochs.")
 
 
-@runs("doctor", "check the installation, nnU-Net's folders and the device")
+@command()
 def doctor() -> int:
+    """Check the installation, nnU-Net's folders and the device."""
     from nnunet_dvcl.tools.doctor import main
 
     return main()

@@ -1,55 +1,24 @@
-"""Trained models: ``nnunet_dvcl predict-next-stage``, ``plot``, ``export`` and ``inspect``."""
+"""Trained models: ``nnunet_dvcl plot``, ``export`` and ``inspect``."""
 
-from nnunet_dvcl.tools.commands.arguments import (
-    CHECKPOINT,
-    DATASET,
-    DEVICE,
-    FOLD,
-    PLANS,
-    fold,
-    output_folder,
-    plan_options,
-    positive_int,
-)
-from nnunet_dvcl.tools.commands.declaring import argument, command, commands, runs
+from nnunet_dvcl.tools.commands.declaring import argument, command, one_of
+from nnunet_dvcl.tools.commands.shared import CHECKPOINT, DEVICE, FOLD, fold, output_folder, plan_options, positive_int
 
 _PLOTS = output_folder("./nnunet_dvcl_plots")
 
 
-@runs(
-    "predict-next-stage",
-    "predict unlabeled scans for the next stage of a cascade",
-    DATASET,
-    argument("-c", metavar="CONFIGURATION", default="3d_lowres", help="the trained stage (%(default)s)"),
-    FOLD,
-    argument("-tr", metavar="TRAINER", required=True, help="trained trainer"),
-    PLANS,
-    CHECKPOINT,
-    DEVICE,
-)
-def predict_next_stage(d: str, c: str, f: str, tr: str, p: str, chk: str, device: str | None) -> None:
-    from nnunet_dvcl.tools.next_stage import predict_next_stage
-
-    for folder in predict_next_stage(d, c, f, tr, p, chk, device):
-        print(folder)
-
-
-@runs(
-    "curves",
-    "pseudo Dice and logged values of several trainings",
+@command(
     argument("folders", nargs="+", metavar="RESULT_FOLDER", help="a trained model's folder, or a fold's"),
     argument("--keys", metavar="KEY", nargs="+", default=["*"], help="logged values to draw, e.g. dvcl 'val_*' (all)"),
     _PLOTS,
 )
-def _curves(folders: list[str], keys: list[str], o: str) -> None:
+def curves(folders: list[str], keys: list[str], o: str) -> None:
+    """Pseudo Dice and logged values of several trainings."""
     from nnunet_dvcl.tools.plots.curves import plot_curves
 
     plot_curves(folders, o, keys)
 
 
-@runs(
-    "features",
-    "features of reliable and unreliable voxels, by t-SNE and true organ",
+@command(
     *plan_options(),
     FOLD,
     argument("-tr", metavar="TRAINER", nargs="+", required=True, help="one or more trained trainers"),
@@ -59,31 +28,21 @@ def _curves(folders: list[str], keys: list[str], o: str) -> None:
     argument("--voxels", metavar="N", type=positive_int, default=2000, help="in a panel (%(default)s)"),
     _PLOTS,
 )
-def _features(
-    d: str,
-    c: str,
-    p: str,
-    f: str,
-    tr: list[str],
-    cases: list[str],
-    chk: list[str],
-    device: str | None,
-    voxels: int,
-    o: str,
+def features(
+    d: str, c: str, p: str, f: str, tr: list, cases: list, chk: list, device: str | None, voxels: int, o: str
 ) -> None:
+    """Features of reliable and unreliable voxels, by t-SNE and true organ."""
     from nnunet_dvcl.tools.plots.features import plot_features
 
     plot_features(d, c, f, tr, o, p, cases, chk, device, voxels)
 
 
-plot = command(
-    "plot", "draw curves of trainings, or features of voxels", commands("pictures", "PICTURE", _curves, _features)
-)
+@command(one_of("pictures", "PICTURE", curves, features))
+def plot() -> None:
+    """Draw curves of trainings, or features of voxels."""
 
 
-@runs(
-    "export",
-    "write a trained model as a folder that plain nnU-Net predicts from",
+@command(
     argument("folder", metavar="RESULT_FOLDER", help="a trained model's folder, or a fold's"),
     argument("--network", choices=("a", "b", "both"), required=True, help="both: two folds, which nnU-Net averages"),
     argument("--to", metavar="FOLDER", required=True, help="a new or empty folder"),
@@ -93,6 +52,7 @@ plot = command(
     DEVICE,
 )
 def export(folder: str, network: str, to: str, f: str | None, chk: str, no_compare: bool, device: str | None) -> None:
+    """Write a trained model as a folder that plain nnU-Net predicts from."""
     from nnunet_dvcl.tools.export.model import NETWORKS, export_model
 
     export_model(folder, network, to, f, chk, not no_compare, device)
@@ -100,12 +60,9 @@ def export(folder: str, network: str, to: str, f: str | None, chk: str, no_compa
     print(f"Wrote {to}. Predict with: nnUNetv2_predict_from_modelfolder -i INPUT -o OUTPUT -m {to} -f {folds}")
 
 
-@runs(
-    "inspect",
-    "print what a checkpoint holds, without running code from it",
-    argument("checkpoint", metavar="CHECKPOINT", help="a .pth file of nnU-Net or of this package"),
-)
+@command(argument("checkpoint", metavar="CHECKPOINT", help="a .pth file of nnU-Net or of this package"))
 def inspect(checkpoint: str) -> None:
+    """Print what a checkpoint holds, without running code from it."""
     from nnunet_dvcl.tools.inspection import describe, read_plain
 
     print(describe(checkpoint, read_plain(checkpoint)))
