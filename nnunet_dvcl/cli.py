@@ -6,39 +6,26 @@ from collections.abc import Sequence
 
 from nnunet_dvcl import __version__
 from nnunet_dvcl.errors import UserError
-from nnunet_dvcl.tools.commands import (
-    configure,
-    convert,
-    demo,
-    doctor,
-    experiment,
-    export,
-    footprint,
-    inspect,
-    plot,
-    predict_next_stage,
-    preprocess,
-    selftrain,
-    split,
-    trainers,
-)
+from nnunet_dvcl.tools.commands import data, installation, models, training
+from nnunet_dvcl.tools.commands.declaring import one_of
 
-# in the order of ``nnunet_dvcl --help``
-COMMANDS = (
-    convert,
-    split,
-    preprocess,
-    configure,
-    footprint,
-    predict_next_stage,
-    plot,
-    export,
-    experiment,
-    selftrain,
-    inspect,
-    demo,
-    trainers,
-    doctor,
+_COMMANDS = one_of(
+    "commands",
+    "COMMAND",
+    data.convert,
+    data.split,
+    data.preprocess,
+    data.configure,
+    training.memory,
+    training.predict_next_stage,
+    models.plot,
+    models.export,
+    training.experiment,
+    training.selftrain,
+    models.inspect,
+    installation.demo,
+    installation.trainers,
+    installation.doctor,
 )
 
 
@@ -49,17 +36,16 @@ def _parser() -> argparse.ArgumentParser:
         "nnUNetv2_train DATASET CONFIGURATION FOLD -tr nnUNetTrainerDVCL",
     )
     parser.add_argument("-V", "--version", action="version", version=f"%(prog)s {__version__}")
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for command in COMMANDS:
-        command.add(commands)
+    _COMMANDS(parser)
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status: 0, or 1 after a ``UserError``, whose message alone is printed."""
-    args = _parser().parse_args(argv)
+    arguments = vars(_parser().parse_args(argv))
+    run = arguments.pop("run")
     try:
-        return args.run(args)
+        return run(**arguments) or 0
     except UserError as error:
         print(f"Error: {error}", file=sys.stderr)
         return 1

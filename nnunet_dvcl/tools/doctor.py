@@ -33,47 +33,41 @@ def check_versions() -> Iterator[Finding]:
     """Python and each declared requirement against what is installed."""
     yield Finding("ok", f"python {platform.python_version()} ({sys.executable})")
     yield Finding("ok", f"nnunet_dvcl {__version__} ({Path(__file__).parent})")
-    try:
-        declared = metadata.requires(DISTRIBUTION) or []
-    except metadata.PackageNotFoundError:
+    if _installed_version(DISTRIBUTION) is None:
         yield Finding("FAIL", "nnunet_dvcl runs from a folder and is not installed", "pip install -e FOLDER")
         return
-    for requirement in map(Requirement, declared):
-        if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
-            yield _check_requirement(requirement)
+    for requirement in map(Requirement, metadata.requires(DISTRIBUTION) or []):
+        name, version = requirement.name, _installed_version(requirement.name)
+        if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
+            continue
+        if version is None:
+            yield Finding("FAIL", f"{name} is not installed", f'pip install "{requirement}"')
+        elif not requirement.specifier.contains(version, prereleases=True):
+            text = f"{name} {version}, but {requirement.specifier} is needed"
+            yield Finding("FAIL", text, f'pip install "{requirement}"')
+        else:
+            yield Finding("ok", f"{name} {version}")
 
 
-def _check_requirement(requirement: Requirement) -> Finding:
-    remedy = f'pip install "{requirement}"'
+def _installed_version(name: str) -> str | None:
     try:
-        version = metadata.version(requirement.name)
+        return metadata.version(name)
     except metadata.PackageNotFoundError:
-        return Finding("FAIL", f"{requirement.name} is not installed", remedy)
-    if not requirement.specifier.contains(version, prereleases=True):
-        return Finding("FAIL", f"{requirement.name} {version}, but {requirement.specifier} is needed", remedy)
-    return Finding("ok", f"{requirement.name} {version}")
+        return None
 
 
 def check_torchvision() -> Iterator[Finding]:
     """nnU-Net's trainer finder imports torchvision; its compiled operators fit one version and build of torch only."""
-    torch, torchvision = (_installed_version(name) for name in ("torch", "torchvision"))
+    torch, torchvision = (_installed_version(name) or "(not installed)" for name in ("torch", "torchvision"))
     try:
         importlib.import_module("torchvision.ops")
+        yield Finding("ok", f"torchvision {torchvision} fits torch {torch}")
     except Exception as error:  # a mismatch shows as RuntimeError, OSError, AttributeError ...
         yield Finding(
             "FAIL",
             f"torchvision {torchvision} does not fit torch {torch}: {type(error).__name__}: {error}",
             "install both in one command and from one index: pip install --force-reinstall torch torchvision",
         )
-    else:
-        yield Finding("ok", f"torchvision {torchvision} fits torch {torch}")
-
-
-def _installed_version(name: str) -> str:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return "(not installed)"
 
 
 def check_registration() -> Iterator[Finding]:
@@ -117,12 +111,12 @@ def check_trainers() -> Iterator[Finding]:
 
 def check_folders() -> Iterator[Finding]:
     """nnU-Net's three folders: set, there, writable, and with room."""
-    yield _check_folder("nnUNet_raw", written_by_training=False)
-    yield _check_folder("nnUNet_preprocessed", written_by_training=True)
-    yield _check_folder("nnUNet_results", written_by_training=True)
+    yield _check_folder("nnUNet_raw", not_writable="warn")  # no training writes there
+    yield _check_folder("nnUNet_preprocessed", not_writable="FAIL")
+    yield _check_folder("nnUNet_results", not_writable="FAIL")
 
 
-def _check_folder(variable: str, written_by_training: bool) -> Finding:
+def _check_folder(variable: str, not_writable: Literal["warn", "FAIL"]) -> Finding:
     folder = os.environ.get(variable)
     if not folder:
         return Finding("FAIL", f"{variable} is not set", f"export {variable}=/path/to/{variable}")
@@ -133,8 +127,7 @@ def _check_folder(variable: str, written_by_training: bool) -> Finding:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        level = "FAIL" if written_by_training else "warn"
-        return Finding(level, f"{variable}={folder} is not writable: {error.strerror}", f"chmod u+w '{folder}'")
+        return Finding(not_writable, f"{variable}={folder} is not writable: {error.strerror}", f"chmod u+w '{folder}'")
     free = shutil.disk_usage(folder).free / 1e9
     if free < LOW_DISK_GB:
         return Finding("warn", f"{variable}={folder}: only {free:.1f} GB free", "make room, or move the folder")

@@ -1,20 +1,22 @@
-"""How much memory a training step needs, before the training: ``nnunet_dvcl memory``."""
+"""``nnunet_dvcl memory``: the footprint of a training, estimated before it begins."""
 
 from __future__ import annotations
 
-import itertools
+import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
-from pathlib import Path
+from decimal import Decimal
+from itertools import accumulate, chain, repeat
+from math import prod
+from os.path import dirname, isdir, join
 from tempfile import TemporaryDirectory
-from typing import Any
-from unittest import mock
 
-import numpy as np
 import torch
 from batchgenerators.utilities.file_and_folder_operations import load_json
+from nnunetv2.paths import nnUNet_results
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_dvcl import trainers
@@ -69,33 +71,30 @@ def estimate(
     if trainer_class is None:
         raise UserError(f"No trainer {trainer_name} here: nnunet_dvcl trainers lists them.")
     plans_file = find_plans_file(dataset_name_or_id, plans_identifier)
-    plans, dataset_json = load_json(plans_file), load_json(str(Path(plans_file).with_name("dataset.json")))
-    check_configuration(plans_identifier, plans["configurations"], configuration)
-    manager = PlansManager(deepcopy(plans)).get_configuration(configuration)
-    patch_size = list(manager.patch_size)
-    if not (Path(plans_file).parent / manager.data_identifier).is_dir():
+    dataset_json, plans = load_json(join(dirname(plans_file), "dataset.json")), PlansManager(plans_file)
+    check_configuration(plans_identifier, plans.available_configurations, configuration)
+    manager = plans.get_configuration(configuration)
+    if not isdir(join(dirname(plans_file), manager.data_identifier)):
         raise UserError(
             f"{dataset_name_or_id} is not preprocessed for {configuration}: run nnUNetv2_preprocess "
             f"-d {dataset_name_or_id} -plans_name {plans_identifier} -c {configuration}."
         )
-    small, medium = small_patch_sizes(patch_size, manager.pool_op_kernel_sizes)
 
     def footprint(patch: list[int]) -> Footprint:
-        resolved = deepcopy(plans)
-        resolved["continue_training"] = False
-        resolved["configurations"][configuration] = deepcopy(manager.configuration) | {
-            "patch_size": patch,
-            "ssl": manager.configuration.get("ssl", {}) | ssl,
-        }
-        with TemporaryDirectory() as results, mock.patch.dict(os.environ, {"nnUNet_results": results}):
+        resolved = deepcopy(plans.plans) | {"continue_training": False}
+        ssl_options = manager.configuration.get("ssl", {}) | ssl
+        resolved["configurations"][configuration] = manager.configuration | {"patch_size": patch, "ssl": ssl_options}
+        with _temporary_results():
             return measure(trainer_class, resolved, configuration, dataset_json)
 
+    patch_size = list(manager.patch_size)
+    small, medium = small_patch_sizes(patch_size, manager.pool_op_kernel_sizes)
     if patch_size in (small, medium):
         return footprint(patch_size)
-    (x0, one), (x1, two) = ((np.prod(patch), footprint(patch)) for patch in (small, medium))
+    (x0, one), (x1, two) = ((prod(patch), footprint(patch)) for patch in (small, medium))
 
     def extrapolated(a: int, b: int) -> int:
-        return round(b + (b - a) / (x1 - x0) * (np.prod(patch_size) - x1))
+        return round(b + (b - a) / (x1 - x0) * (prod(patch_size) - x1))
 
     return Footprint(one.held, extrapolated(one.loss, two.loss), extrapolated(one.update, two.update))
 
@@ -105,58 +104,86 @@ def small_patch_sizes(patch_size: list[int], strides: list[list[int]]) -> tuple[
 
     Normalization wants at least two voxels on the coarsest level.
     """
-    least = np.prod(strides, axis=0)
-
-    def times(factors: tuple[int, ...]) -> list[int]:
-        return [int(min(size, factor * n)) for size, factor, n in zip(patch_size, factors, least, strict=True)]
-
+    least = [prod(axis) for axis in zip(*strides, strict=True)]
     if len(patch_size) == 2:
-        few, more = ((2, 1), (2, 2)) if np.prod(least) > _MANY_VOXELS else ((4, 4), (8, 8))
-    elif np.prod(least) > _MANY_VOXELS:
-        few, more = (2, 1, 1), (2, 2, 1)
-    elif np.prod(least) < _FEW_VOXELS:
-        few, more = (4, 4, 2), (4, 4, 4)
+        factors = ((2, 1), (2, 2)) if prod(least) > _MANY_VOXELS else ((4, 4), (8, 8))
+    elif prod(least) > _MANY_VOXELS:
+        factors = (2, 1, 1), (2, 2, 1)
+    elif prod(least) < _FEW_VOXELS:
+        factors = (4, 4, 2), (4, 4, 4)
     else:
-        few, more = (2, 2, 2), (4, 4, 2)
-    return times(few), times(more)
+        factors = (2, 2, 2), (4, 4, 2)
+    few, more = ([min(n, k * low) for n, k, low in zip(patch_size, factor, least, strict=True)] for factor in factors)
+    return few, more
+
+
+@contextmanager
+def _temporary_results() -> Iterator[None]:
+    """A trainer that is made inside of this block has its folder where it is deleted afterwards."""
+    before = nnUNet_results.get()
+    with TemporaryDirectory() as folder:
+        os.environ["nnUNet_results"] = folder
+        try:
+            yield
+        finally:
+            del os.environ["nnUNet_results"]
+            if before is not None:
+                os.environ["nnUNet_results"] = before
 
 
 def measure(trainer_class: type, plans: dict, configuration: str, dataset_json: dict) -> Footprint:
     """Runs three steps on noise, on the CPU. The third is measured: by then the bank and the queue hold rows."""
-    trainer = trainer_class(plans, configuration, 0, dataset_json, torch.device("cpu"))
+
+    class Marked(trainer_class):
+        def _optimize(self, loss: torch.Tensor) -> torch.Tensor:
+            with torch.profiler.record_function(_UPDATE):
+                return super()._optimize(loss)
+
+    trainer = Marked(plans, configuration, 0, dataset_json, torch.device("cpu"))
     trainer.initialize()
     trainer.on_train_epoch_start()
-    manager = trainer.configuration_manager
-    unlabeled = getattr(trainer, "unlabeled_batch_size", 0)
-    trainer.dataloader_unlabeled = itertools.repeat(_noise(trainer, unlabeled, None))
-    batch = _noise(trainer, manager.batch_size, trainer._get_deep_supervision_scales())
+    trainer.dataloader_unlabeled = repeat(_unlabeled_noise(trainer))
+    batch = _labeled_noise(trainer)
     for _ in range(2):
         trainer.train_step(batch)
     trainer.iteration = 0  # the first step of an epoch takes most: it looks at the gradient of each term
-    peaks = _peaks_of_step(trainer, batch)
-    parameters = list(itertools.chain.from_iterable(group["params"] for group in trainer.optimizer.param_groups))
-    state = [value for values in trainer.optimizer.state.values() for value in values.values()]
-    memory = [*trainer.memory.buffers()] if hasattr(trainer, "memory") else []
-    tensors = [*parameters, *parameters, *(s for s in state if isinstance(s, torch.Tensor)), *memory]
-    return Footprint(sum(t.numel() * t.element_size() for t in tensors), *peaks)
+    trace = _profiled(lambda: trainer.train_step(batch))
+    begin = next(event["ts"] for event in trace if event["name"] == _UPDATE)
+    held = _held_over_time(trace)
+    # two peaks: each is a straight line over the voxels, their maximum is not
+    loss, update = max(n for t, n in held if t < begin), max(n for t, n in held if t >= begin)
+    return Footprint(_held_between_steps(trainer), loss, update)
 
 
-def _noise(trainer, batch_size: int, scales: list | None) -> dict:
-    """A batch as nnU-Net's loaders make it; without `scales` that of the unlabeled stream."""
-    patch_size = trainer.configuration_manager.patch_size
-    image = torch.randn(batch_size, trainer.num_input_channels, *patch_size)
-    if scales is None:
-        return {"data": image, "target": torch.zeros(batch_size, 1, *patch_size, dtype=torch.int16)}
-    regions = trainer.label_manager.has_regions
-    heads = trainer.label_manager.num_segmentation_heads
+def _unlabeled_noise(trainer) -> dict:
+    """A batch of the unlabeled stream."""
+    size, patch_size = getattr(trainer, "unlabeled_batch_size", 0), trainer.configuration_manager.patch_size
+    image = torch.randn(size, trainer.num_input_channels, *patch_size)
+    return {"data": image, "target": torch.zeros(size, 1, *patch_size, dtype=torch.int16)}
 
-    def target(shape: list[int]) -> torch.Tensor:
-        channels = heads + trainer.label_manager.has_ignore_label if regions else 1
-        return torch.randint(0, 2 if regions else heads, (batch_size, channels, *shape), dtype=torch.int16)
 
-    shapes = [[round(n * s) for n, s in zip(patch_size, scale, strict=True)] for scale in scales or [[1.0] * 3]]
-    keys = ["noise"] * batch_size
-    return {"data": image, "target": [target(shape) for shape in shapes], "keys": keys}
+def _labeled_noise(trainer) -> dict:
+    """A batch as nnU-Net's loaders make it."""
+    size, patch_size = trainer.configuration_manager.batch_size, trainer.configuration_manager.patch_size
+    labels, scales = trainer.label_manager, trainer._get_deep_supervision_scales()
+    channels, values = 1, labels.num_segmentation_heads
+    if labels.has_regions:
+        channels, values = labels.num_segmentation_heads + labels.has_ignore_label, 2
+    targets = []
+    for scale in scales or [[1.0] * len(patch_size)]:
+        shape = [round(n * s) for n, s in zip(patch_size, scale, strict=True)]
+        targets.append(torch.randint(values, (size, channels, *shape), dtype=torch.int16))
+    image = torch.randn(size, trainer.num_input_channels, *patch_size)
+    return {"data": image, "target": targets if scales else targets[0], "keys": ["noise"] * size}
+
+
+def _held_between_steps(trainer) -> int:
+    parameters = list(chain.from_iterable(group["params"] for group in trainer.optimizer.param_groups))
+    state = chain.from_iterable(values.values() for values in trainer.optimizer.state.values())
+    memory = trainer.memory.buffers() if hasattr(trainer, "memory") else []
+    gradients = parameters
+    tensors = chain(parameters, gradients, (s for s in state if isinstance(s, torch.Tensor)), memory)
+    return sum(tensor.nbytes for tensor in tensors)
 
 
 def peak_bytes(call: Callable[[], object]) -> int:
@@ -164,31 +191,22 @@ def peak_bytes(call: Callable[[], object]) -> int:
     return max((held for _, held in _held_over_time(_profiled(call))), default=0)
 
 
-def _peaks_of_step(trainer: Any, batch: dict) -> tuple[int, int]:
-    """Of `Footprint.loss` and `Footprint.update`: each is a straight line over the voxels, their maximum is not."""
-    optimize = trainer._optimize
-
-    def marked(total: torch.Tensor) -> torch.Tensor:
-        with torch.profiler.record_function(_UPDATE):
-            return optimize(total)
-
-    with mock.patch.object(trainer, "_optimize", marked):
-        events = _profiled(lambda: trainer.train_step(batch))
-    begin = next(e.start_ns() for e in events if e.name() == _UPDATE)
-    held = _held_over_time(events)
-    return max(h for t, h in held if t < begin), max(h for t, h in held if t >= begin)
-
-
-def _profiled(call: Callable[[], object]) -> list[Any]:
+def _profiled(call: Callable[[], object]) -> list[dict]:
+    """The events of a call in the form of Chrome's traces: ``"ts"`` is the time in microseconds."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         call()
-    return profile.profiler.kineto_results.events()
+    with TemporaryDirectory() as folder:
+        file = join(folder, "trace.json")
+        profile.export_chrome_trace(file)
+        with open(file, encoding="utf-8") as handle:
+            # a float does not tell two nanoseconds of our days apart
+            return json.load(handle, parse_float=Decimal)["traceEvents"]
 
 
-def _held_over_time(events: list[Any]) -> list[tuple[int, int]]:
-    """Nanoseconds, and the bytes that tensors hold from then on."""
-    changes = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]")
-    held = itertools.accumulate(change for _, change in changes)
+def _held_over_time(trace: list[dict]) -> list[tuple[Decimal, int]]:
+    """Times, and the bytes that tensors hold from then on."""
+    changes = sorted((event["ts"], event["args"]["Bytes"]) for event in trace if event["name"] == "[memory]")
+    held = accumulate(change for _, change in changes)
     return [(time, now) for (time, _), now in zip(changes, held, strict=True)]
 
 

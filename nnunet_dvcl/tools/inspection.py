@@ -66,8 +66,9 @@ def describe(file: str, checkpoint: dict[str, Any]) -> str:
     """
     try:
         lines = [file, *_training(checkpoint), "", *_parts(checkpoint)]
-        if "ssl_state" in checkpoint:
-            lines += ["", *_memories(checkpoint["ssl_state"]["memory"]), *_config(checkpoint["ssl_state"]["config"])]
+        if state := checkpoint.get("ssl_state"):
+            options = (f"ssl.{key} = {value}" for key, value in state["config"].items())
+            lines += ["", *_filled_rows(state["memory"]), "", *options]
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError) as error:
         raise UserError(f"{file} is no checkpoint of nnU-Net: {type(error).__name__}: {error}.") from error
     # nor may a terminal take a name for a command
@@ -100,8 +101,16 @@ def _parts(checkpoint: dict) -> Iterator[str]:
         parts |= {f"memory.{name}": tensors for name, tensors in _by_memory(state["memory"]).items()}
     for name, part in parts.items():
         tensors = list(_tensors(part))
-        size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-        yield f"{name:<24}{sum(tensor.numel() for tensor in tensors):>14,}{size / 2**20:>10.2f}"
+        numbers, size = sum(tensor.numel() for tensor in tensors), sum(tensor.nbytes for tensor in tensors)
+        yield f"{name:<24}{numbers:>14,}{size / 2**20:>10.2f}"
+
+
+def _tensors(part: Any) -> Iterator[Tensor]:
+    if isinstance(part, Tensor):
+        yield part
+    elif isinstance(part, (dict, list, tuple)):
+        for value in part.values() if isinstance(part, dict) else part:
+            yield from _tensors(value)
 
 
 def _by_memory(memory: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
@@ -112,29 +121,11 @@ def _by_memory(memory: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     return memories
 
 
-def _memories(memory: dict[str, Tensor]) -> Iterator[str]:
+def _filled_rows(memory: dict[str, Tensor]) -> Iterator[str]:
     """Rings of rows have a `count`: one number, or one for each class. Averaged networks have none."""
     for name, tensors in _by_memory(memory).items():
-        if "count" not in tensors:
-            continue
-        rows = next(tensor for buffer, tensor in tensors.items() if buffer not in ("count", "cursor"))
-        count = tensors["count"]
-        of_each = f"{rows.shape[count.ndim]}{', class by class' if count.ndim else ''}"
-        yield f"{name}: filled rows of {of_each}: {' '.join(map(str, count.flatten().tolist()))}"
-
-
-def _config(config: dict[str, Any]) -> Iterator[str]:
-    yield ""
-    for key, value in config.items():
-        yield f"ssl.{key} = {value}"
-
-
-def _tensors(part: Any) -> Iterator[Tensor]:
-    if isinstance(part, Tensor):
-        yield part
-    elif isinstance(part, dict):
-        for value in part.values():
-            yield from _tensors(value)
-    elif isinstance(part, (list, tuple)):
-        for value in part:
-            yield from _tensors(value)
+        count = tensors.pop("count", None)
+        if count is not None:
+            rows = next(tensor for buffer, tensor in tensors.items() if buffer != "cursor")
+            of_each = f"{rows.shape[count.ndim]}{', class by class' if count.ndim else ''}"
+            yield f"{name}: filled rows of {of_each}: {' '.join(map(str, count.flatten().tolist()))}"

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import pickle
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from os.path import abspath, basename, dirname, isdir, isfile, join
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from batchgenerators.utilities.file_and_folder_operations import load_json
 from nnunetv2.paths import nnUNet_results
 from nnunetv2.utilities.file_path_utilities import convert_identifier_to_trainer_plans_config, get_output_folder
 
@@ -32,7 +32,7 @@ class TrainedFold(NamedTuple):
     @classmethod
     def at(cls, folder: str) -> TrainedFold:
         """Raises ``UserError`` where the folder is not named as nnU-Net names it."""
-        model, fold = dirname(folder), basename(folder).removeprefix("fold_")
+        model = dirname(folder)
         names = convert_identifier_to_trainer_plans_config(model)
         if len(names) != 3:
             raise UserError(
@@ -40,12 +40,15 @@ class TrainedFold(NamedTuple):
                 "instance nnUNetTrainerDVCL__nnUNetPlans__3d_fullres."
             )
         trainer, plans, configuration = names
-        return cls(folder, trainer, configuration, plans, fold)
+        return cls(folder, trainer, configuration, plans, basename(folder).removeprefix("fold_"))
+
+    def saved(self, names: Sequence[str]) -> list[str]:
+        """Those of the checkpoints that are there."""
+        return [name for name in names if isfile(join(self.folder, name))]
 
     def newest_checkpoint(self) -> str | None:
         """The file of the latest state of the training, None where nothing is saved yet."""
-        files = (join(self.folder, name) for name in NEWEST_FIRST)
-        return next((file for file in files if isfile(file)), None)
+        return next((join(self.folder, name) for name in self.saved(NEWEST_FIRST)), None)
 
     def organs(self) -> list[str]:
         """The names that nnU-Net's Dice values have in ``dataset.json``, in their order."""
@@ -94,14 +97,12 @@ def find_trained(dataset_name_or_id: str, trainer: str, plans: str, configuratio
 
 def choose_checkpoints(trained: TrainedFold, wanted: Sequence[str]) -> list[str]:
     """The wanted files, or the best and the last; ``UserError`` where one is not there."""
-    choices = [(name if name.endswith(".pth") else f"{name}.pth",) for name in wanted] or [BEST, LAST]
     chosen = []
-    for names in choices:
-        there = [name for name in names if isfile(join(trained.folder, name))]
-        if not there:
-            saved = [name for name in NEWEST_FIRST if isfile(join(trained.folder, name))]
+    for names in [(name if name.endswith(".pth") else f"{name}.pth",) for name in wanted] or [BEST, LAST]:
+        if not (there := trained.saved(names)):
             raise UserError(
-                f"{trained.folder} has no {' or '.join(names)}. It has {', '.join(saved)}: choose with -chk."
+                f"{trained.folder} has no {' or '.join(names)}. It has {', '.join(trained.saved(NEWEST_FIRST))}: "
+                "choose with -chk."
             )
         chosen.append(there[0])
     return chosen
@@ -123,17 +124,16 @@ def read_dataset_json(model_folder: str) -> dict:
     file = join(model_folder, "dataset.json")
     if not isfile(file):
         raise UserError(f"{file} does not exist: nnU-Net puts it beside the folds when it starts a training.")
-    with open(file, encoding="utf-8") as handle:
-        return json.load(handle)
+    return load_json(file)
 
 
 def organ_names(dataset_json: dict) -> list[str]:
     """The foreground labels by value, as nnU-Net orders them, or its regions as they are listed."""
-    labels = {name: value for name, value in dataset_json["labels"].items() if name != "ignore"}
-    foreground = {name: value for name, value in labels.items() if value not in (0, [0])}
-    if any(isinstance(value, list) for value in labels.values()):
-        return list(foreground)
-    return sorted(foreground, key=foreground.get)
+    labels = dataset_json["labels"]
+    foreground = [name for name, value in labels.items() if name != "ignore" and value not in (0, [0])]
+    if any(isinstance(value, list) for name, value in labels.items() if name != "ignore"):
+        return foreground
+    return sorted(foreground, key=labels.get)
 
 
 def class_names(dataset_json: dict) -> list[str]:
@@ -153,16 +153,10 @@ def short_name(trainer: str) -> str:
 
 def distinct_labels(folds: Sequence[TrainedFold]) -> list[str]:
     """The shortest texts that tell folds apart: the trainer, and whatever else is not the same for all."""
+    differing = [field for field in ("configuration", "plans", "fold") if len({getattr(f, field) for f in folds}) > 1]
     labels = []
     for fold in folds:
-        parts = [short_name(fold.trainer)]
-        parts += [fold.configuration] if _differ(f.configuration for f in folds) else []
-        parts += [fold.plans] if _differ(f.plans for f in folds) else []
-        parts += [f"fold {fold.fold}"] if _differ(f.fold for f in folds) else []
-        labels.append(", ".join(parts))
+        values = fold._replace(fold=f"fold {fold.fold}")
+        labels.append(", ".join([short_name(fold.trainer), *(getattr(values, field) for field in differing)]))
     # the same training of two data sets, or on two machines
     return [fold.folder if labels.count(label) > 1 else label for fold, label in zip(folds, labels, strict=True)]
-
-
-def _differ(values: Iterable[str]) -> bool:
-    return len(set(values)) > 1

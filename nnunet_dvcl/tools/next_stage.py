@@ -47,19 +47,14 @@ def predict_next_stage(
     (name,) = choose_checkpoints(trained, [checkpoint])
     plans_manager = PlansManager(find_plans_file(dataset_name_or_id, plans_identifier))
     if not next_stages(plans_manager, configuration):
-        raise UserError(_no_next_stage(plans_manager, configuration))
+        having = [name for name in plans_manager.available_configurations if next_stages(plans_manager, name)]
+        raise UserError(
+            f"The plans name no next stage that uses what {configuration} predicts. Configurations with one: "
+            f"{', '.join(having) or 'none'}."
+        )
     predictor = nnUNetPredictor(device=find_device(device), allow_tqdm=False)
     predictor.initialize_from_trained_model_folder(dirname(trained.folder), (trained.fold,), name)
     # as they are now: the next stage may be younger than the plans that lie beside the model
     predictor.plans_manager = plans_manager
     uses_folder = find_trainer_class(trainer).uses_unlabeled_folder
     return predict_unlabeled(predictor, trainer, configuration, trained.fold, num_processes, print, uses_folder)
-
-
-def _no_next_stage(plans_manager: PlansManager, configuration: str) -> str:
-    names = plans_manager.available_configurations
-    having = [name for name in names if next_stages(plans_manager, name)]
-    return (
-        f"The plans name no next stage that uses what {configuration} predicts. Configurations with one: "
-        f"{', '.join(having) or 'none'}."
-    )

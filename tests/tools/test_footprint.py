@@ -3,6 +3,7 @@
 import gc
 import json
 import math
+import os
 import shutil
 
 import pytest
@@ -105,9 +106,10 @@ def test_data_that_are_not_preprocessed_are_named(tiny_dataset):
 
 def test_nothing_is_left_behind_and_the_table_is_told(tiny_dataset, capsys):
     _with_patch(tiny_dataset, "2d_tiny", [16, 16])
-    before = sorted(tiny_dataset.root.rglob("*"))
+    before, environment = sorted(tiny_dataset.root.rglob("*")), dict(os.environ)
     assert main(["memory", "-d", "901", "-c", "2d_tiny"]) == 0
     assert sorted(tiny_dataset.root.rglob("*")) == before
+    assert dict(os.environ) == environment
     out = capsys.readouterr().out
     assert "as configured" in out
     assert "with ssl.sequential_twins=true" in out
@@ -131,6 +133,12 @@ def test_the_supervised_trainer_has_a_footprint_too(tiny_dataset, capsys):
     assert main(["memory", "-d", "901", "-c", "2d_tiny", "-tr", "nnUNetTrainerSupervised"]) == 0
     assert "sequential_twins" not in capsys.readouterr().out
     assert json.loads((tiny_dataset.preprocessed / "nnUNetPlans.json").read_text()) == tiny_dataset.plans
+
+
+@pytest.mark.parametrize(("configuration", "patch_size"), [("2d_tiny", [16, 16]), ("3d_tiny", [16, 16, 16])])
+def test_a_trainer_without_deep_supervision(tiny_dataset, configuration, patch_size):
+    _with_patch(tiny_dataset, configuration, patch_size)
+    assert estimate(tiny_dataset.name, configuration, "nnUNetPlans", "nnUNetTrainerDVCL_Paper").step > 0
 
 
 def test_the_peak_counts_what_is_alive_at_once():

@@ -1,4 +1,4 @@
-"""The commands of ``nnunet_dvcl``: one module each, with `add` to declare it and `run` to do it.
+"""The commands of ``nnunet_dvcl``: each a function, declared with `declaring.command`.
 
-A module imports what it needs inside of `run`, so that ``--help`` is instant.
+A function imports what it needs when it runs, so that ``--help`` is instant.
 """

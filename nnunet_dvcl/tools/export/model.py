@@ -9,18 +9,14 @@ from os.path import basename, dirname, isdir, isfile, join
 from typing import NamedTuple
 
 import torch
+from batchgenerators.augmentations.crop_and_pad_augmentations import center_crop
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from torch import Tensor
 
 from nnunet_dvcl.errors import UserError
 from nnunet_dvcl.tools.device import find_device
-from nnunet_dvcl.tools.export.comparison import (
-    Weights,
-    compare_networks,
-    preprocessed_validation_cases,
-    write_summary,
-)
+from nnunet_dvcl.tools.export import comparison
 from nnunet_dvcl.tools.model_folders import TrainedFold, choose_checkpoints, find_folds, load_checkpoint
 
 NETWORKS = {"a": "A", "b": "B", "both": "AB"}
@@ -28,7 +24,6 @@ NETWORKS = {"a": "A", "b": "B", "both": "AB"}
 
 _CHECKPOINT_KEYS = ("trainer_name", "init_args", "inference_allowed_mirroring_axes")
 _MODEL_FILES = ("plans.json", "dataset.json", "dataset_fingerprint.json")
-_FOLD_FILES = ("progress.png",)  # nnU-Net's export to a zip insists on it
 
 
 class _Source(NamedTuple):
@@ -37,11 +32,13 @@ class _Source(NamedTuple):
     trained: TrainedFold
     file: str
     checkpoint: dict
-    networks: dict[str, Weights]  # "A", and "B" where there is one
+    networks: dict[str, comparison.Weights]
 
-    @property
-    def fold(self) -> int | str:
-        return int(self.trained.fold) if self.trained.fold.isdecimal() else self.trained.fold
+
+def _networks(checkpoint: dict) -> dict[str, comparison.Weights]:
+    """The networks that predict: A, and B where there is one."""
+    companions = checkpoint.get("ssl_state", {}).get("companions", {})
+    return {"A": checkpoint["network_weights"]} | {name: companions[name] for name in ("B",) if name in companions}
 
 
 def export_model(
@@ -79,9 +76,9 @@ def export_model(
     if absent := [name for name in names if name not in source.networks]:
         raise UserError(f"{source.file} has no network {absent[0]}: {source.trained.trainer} trains network A alone.")
     summaries: dict[str, dict] = {}
-    if compare and "B" in source.networks:
+    if compare and len(source.networks) > 1:
         summaries = _compare(source, device)
-        print(_verdict(summaries, source.fold))
+        print(_verdict(summaries, source.trained.fold))
 
     partial = f"{os.path.abspath(to)}.partial"
     shutil.rmtree(partial, ignore_errors=True)
@@ -102,90 +99,81 @@ def _read_source(result_folder: str, fold: str | None, checkpoint: str) -> _Sour
         raise UserError(f"{result_folder} has the folds {', '.join(folds)}: choose one with -f.")
     if fold is not None and fold not in folds:
         raise UserError(f"{result_folder} has no trained fold {fold}. It has: {', '.join(folds)}.")
-    trained = folds[fold] if fold is not None else next(iter(folds.values()))
+    trained = folds[fold or next(iter(folds))]
     (name,) = choose_checkpoints(trained, [checkpoint])
-    content = load_checkpoint(join(trained.folder, name))
-    networks = {"A": content["network_weights"]}
-    networks |= {k: v for k, v in content.get("ssl_state", {}).get("companions", {}).items() if k == "B"}
-    return _Source(trained, join(trained.folder, name), content, networks)
+    file = join(trained.folder, name)
+    content = load_checkpoint(file)
+    return _Source(trained, file, content, _networks(content))
 
 
 def _write(source: _Source, names: Sequence[str], folder: str, summaries: Mapping[str, dict]) -> None:
-    model = dirname(source.trained.folder)
+    content = {key: source.checkpoint[key] for key in _CHECKPOINT_KEYS}
+    picture = join(source.trained.folder, "progress.png")
     os.makedirs(folder)
-    for file in _MODEL_FILES:
-        if isfile(join(model, file)):
-            shutil.copy(join(model, file), folder)
+    for file in filter(isfile, (join(dirname(source.trained.folder), name) for name in _MODEL_FILES)):
+        shutil.copy(file, folder)
     for number, name in enumerate(names):
         target = join(folder, f"fold_{number}")
         os.mkdir(target)
-        content = {key: source.checkpoint[key] for key in _CHECKPOINT_KEYS}
         torch.save({"network_weights": source.networks[name], **content}, join(target, "checkpoint_final.pth"))
-        for file in _FOLD_FILES:
-            if isfile(join(source.trained.folder, file)):
-                shutil.copy(join(source.trained.folder, file), target)
+        if isfile(picture):  # nnU-Net's export to a zip insists on it
+            shutil.copy(picture, target)
         if name in summaries:
-            write_summary(summaries[name], join(target, "validation", "summary.json"))
+            comparison.write_summary(summaries[name], join(target, "validation", "summary.json"))
 
 
-def _source_predictor(source: _Source, device: torch.device, **options) -> nnUNetPredictor:
-    return _predictor(dirname(source.trained.folder), (source.fold,), device, basename(source.file), **options)
-
-
-def _predictor(model: str, folds: tuple, device: torch.device, checkpoint: str, **options) -> nnUNetPredictor:
+def _predictor(file: str, folds: Sequence[int | str], device: torch.device, **options) -> nnUNetPredictor:
+    """Of the model with the checkpoint at `file` in one of its folds."""
     on_device = device.type == "cuda"
     predictor = nnUNetPredictor(device=device, perform_everything_on_device=on_device, allow_tqdm=False, **options)
-    predictor.initialize_from_trained_model_folder(model, folds, checkpoint)
+    predictor.initialize_from_trained_model_folder(dirname(dirname(file)), folds, basename(file))
     return predictor
-
-
-# ---------------------------------------------------------------- the same predictions
 
 
 def _check_same_logits(source: _Source, names: Sequence[str], folder: str) -> None:
     """Both models on one patch of a validation case, on the CPU, where the same numbers give the same result."""
-    cpu = torch.device("cpu")
-    before = _source_predictor(source, cpu, use_mirroring=False)
+    fold, cpu = source.trained.fold, torch.device("cpu")
+    before = _predictor(source.file, (fold,), cpu, use_mirroring=False)
     before.list_of_parameters = [source.networks[name] for name in names]
-    after = _predictor(folder, tuple(range(len(names))), cpu, "checkpoint_final.pth", use_mirroring=False)
-    patch = _example_patch(before, source.fold)
+    exported = join(folder, "fold_0", "checkpoint_final.pth")
+    after = _predictor(exported, range(len(names)), cpu, use_mirroring=False)
+    patch = _example_patch(before, fold)
     same = torch.equal(*(p.predict_logits_from_preprocessed_data(patch.clone()) for p in (before, after)))
     if not same or before.allowed_mirroring_axes != after.allowed_mirroring_axes:
         raise UserError(f"The exported model does not predict what {source.file} predicts: nothing is written.")
 
 
-def _example_patch(predictor: nnUNetPredictor, fold: int | str) -> Tensor:
+def _example_patch(predictor: nnUNetPredictor, fold: str) -> Tensor:
     """The middle of the first validation case, [channels, *patch size], or noise where there are no cases."""
     patch_size = predictor.configuration_manager.patch_size
     size = (1, *patch_size) if len(patch_size) == 2 else tuple(patch_size)
     try:
-        folders, cases = preprocessed_validation_cases(predictor, fold)
+        folders, cases = comparison.preprocessed_validation_cases(predictor, fold)
     except UserError:
         channels = determine_num_input_channels(
             predictor.plans_manager, predictor.configuration_manager, predictor.dataset_json
         )
         return torch.randn((channels, *size), generator=torch.Generator().manual_seed(0))
     data = folders.dataset_class()(folders.labeled, cases[:1]).load_case(cases[0])[0]
-    starts = [max(0, (there - wanted) // 2) for there, wanted in zip(data.shape[1:], size, strict=True)]
-    middle = tuple(slice(start, start + wanted) for start, wanted in zip(starts, size, strict=True))
-    return torch.from_numpy(data[(slice(None), *middle)])
-
-
-# ---------------------------------------------------------------- the better network
+    return torch.from_numpy(center_crop(data[:][None], size)[0][0])
 
 
 def _compare(source: _Source, device: str | None) -> dict[str, dict]:
-    predictor = _source_predictor(source, find_device(device))
+    predictor = _predictor(source.file, (source.trained.fold,), find_device(device))
     try:
-        folders, cases = preprocessed_validation_cases(predictor, source.fold)
+        folders, cases = comparison.preprocessed_validation_cases(predictor, source.trained.fold)
     except UserError as error:
         raise UserError(f"{error} So the networks cannot be compared here: give --no-compare.") from error
-    return compare_networks(predictor, source.networks, folders, cases)
+    return comparison.compare_networks(predictor, source.networks, folders, cases)
 
 
-def _verdict(summaries: Mapping[str, dict], fold: int | str) -> str:
+def _verdict(summaries: Mapping[str, dict], fold: str) -> str:
     dice = {name: summary["foreground_mean"]["Dice"] for name, summary in summaries.items()}
-    number = len(summaries["A"]["metric_per_case"])
-    better = "neither" if dice["A"] == dice["B"] else max("AB", key=dice.get)
     values = ", ".join(f"{name} {value:.4f}" for name, value in dice.items())
-    return f"Mean Dice on the {number} validation cases of fold {fold}: {values}. The better of A and B: {better}."
+    number = len(summaries[comparison.AVERAGED]["metric_per_case"])
+    del dice[comparison.AVERAGED]
+    better = max(dice, key=dice.get) if len(set(dice.values())) > 1 else "neither"
+    return (
+        f"Mean Dice on the {number} validation cases of fold {fold}: {values}. "
+        f"The better of {' and '.join(dice)}: {better}."
+    )
