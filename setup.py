@@ -58,7 +58,6 @@ setup(
         "acvl-utils>=0.2.6",
         "batchgenerators>=0.25.3",
         "batchgeneratorsv2>=0.3.2",
-        "filelock>=3.12",
         "matplotlib>=3.8",
         "nibabel>=4.0.2",
         "nnunetv2>=2.8.1,<3",
