@@ -1,7 +1,5 @@
 """One process at a time: an open file that it, and the children that inherit it, have to themselves."""
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -57,6 +55,11 @@ def locked(file: str | Path, log: Callable[[str], object] = _print, waiting: str
         lock = acquire(file, patience=math.inf)
     with lock:
         yield lock
+
+
+def lock_of(folder: Path) -> Path:
+    """Beside the folder, so that a folder of results holds results alone."""
+    return folder.with_name(f"{folder.name}.lock")
 
 
 def is_held(file: str | Path) -> bool:

@@ -10,11 +10,13 @@ from pathlib import Path
 
 from batchgenerators.utilities.file_and_folder_operations import load_json
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw, nnUNet_results
+from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.utilities.dataset_name_id_conversion import convert_dataset_name_to_id, maybe_convert_to_dataset_name
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
 from nnunet_dvcl.data.raw import find_unlabeled_images
+from nnunet_dvcl.data.storage import complete_cases
 from nnunet_dvcl.errors import UserError
 from nnunet_dvcl.tools.split.split_dataset import SPLITS_FILE
 
@@ -90,6 +92,14 @@ class Dataset:
         labels = self.raw / "labelsTr"
         return {case: {"images": files, "label": str(labels / f"{case}{ending}")} for case, files in images.items()}
 
+    def preprocessed_cases(self, plans: PlansManager, configuration: str) -> set[str]:
+        """Those all of whose files are there."""
+        folder = str(self.preprocessed / plans.get_configuration(configuration).data_identifier)
+        try:
+            return complete_cases(folder, infer_dataset_class(folder))
+        except (OSError, AssertionError, KeyError):  # not there, or nothing in it
+            return set()
+
     @cached_property
     def unlabeled_scans(self) -> dict[str, list[str]]:
         """Those of ``imagesTr_unlabeled``: scan -> one file a channel."""
@@ -106,10 +116,8 @@ def link_images(folder: Path, images: Mapping[str, list[str]], ending: str) -> N
         sidecar = f"{files[0][: -len(ending) - len('_0000')]}.json"  # the spacing of a 3D TIFF
         if os.path.isfile(sidecar):
             wanted[f"{case}.json"] = os.path.realpath(sidecar)
-    for stray in set(os.listdir(folder)) - wanted.keys():
-        (folder / stray).unlink()
-    for name, target in wanted.items():
-        link = folder / name
-        if not link.is_symlink() or os.readlink(link) != target:
-            link.unlink(missing_ok=True)
-            link.symlink_to(target)
+    for entry in folder.iterdir():
+        if os.path.realpath(entry) != wanted.get(entry.name):
+            entry.unlink()
+    for name in wanted.keys() - set(os.listdir(folder)):
+        (folder / name).symlink_to(wanted[name])

@@ -4,8 +4,6 @@ A network that was trained on the labeled cases predicts the unlabeled ones; ano
 maintainers recommend it where others reach for semi-supervised losses (MIC-DKFZ/nnUNet, issues 2233 and 2338).
 """
 
-from __future__ import annotations
-
 import json
 import math
 import os
@@ -26,11 +24,10 @@ from nnunet_dvcl.data.folders import check_configuration
 from nnunet_dvcl.data.splits import check_scans_have_no_label, withheld_cases
 from nnunet_dvcl.data.storage import write_json
 from nnunet_dvcl.errors import UserError
-from nnunet_dvcl.lock import acquire, locked
+from nnunet_dvcl.lock import acquire, lock_of, locked
 from nnunet_dvcl.tools.dataset import Dataset, link_images
 from nnunet_dvcl.tools.running.command import Command
-from nnunet_dvcl.tools.running.model import Model
-from nnunet_dvcl.tools.running.progress import next_training, preprocessed_cases, without_file
+from nnunet_dvcl.tools.running.progress import Model, without_file
 
 RECORD = "selftrain.json"
 """In the raw folder of a data set that self-training made: what it was made of."""
@@ -108,12 +105,15 @@ def selftrain(
     return current.folder
 
 
-def refuse_semi_supervised(trainer: str) -> None:
-    """``UserError`` for a trainer that needs unlabeled cases of its own."""
+def is_semi_supervised(trainer: str) -> bool:
     from nnunet_dvcl import trainers
 
-    found = getattr(trainers, trainer, None)
-    if found is not None and issubclass(found, trainers.nnUNetTrainerSSL):
+    return issubclass(getattr(trainers, trainer, object), trainers.nnUNetTrainerSSL)
+
+
+def refuse_semi_supervised(trainer: str) -> None:
+    """``UserError`` for a trainer that needs unlabeled cases of its own."""
+    if is_semi_supervised(trainer):
         raise UserError(
             f"{trainer} needs unlabeled cases, of which self-training leaves none: take nnUNetTrainer or "
             "nnUNetTrainerSupervised."
@@ -269,7 +269,7 @@ def _make_dataset(source: _Source, dataset: Dataset, pseudo_labels: Path, ignore
     move = ("nnUNetv2_move_plans_between_datasets", "-s", origin.id, "-t", dataset.id, "-sp", plans, "-tp", plans)
     _call(Command(*move))
     configuration = source.teacher.configuration
-    if cases.keys() - preprocessed_cases(dataset.preprocessed, dataset.plans(plans), configuration):
+    if cases.keys() - dataset.preprocessed_cases(dataset.plans(plans), configuration):
         _call(Command("nnUNetv2_preprocess", "-d", dataset.id, "-plans_name", plans, "-c", configuration))
     train = sorted([*split["train"], *source.unlabeled_images])
     write_json([{"train": train, "val": sorted(split["val"])}], str(dataset.splits_file))
@@ -281,9 +281,9 @@ def _make_dataset(source: _Source, dataset: Dataset, pseudo_labels: Path, ignore
 def _train(model: Model, device: str) -> None:
     """Waits where another process trains the same."""
     waiting = f"Another process trains {model.folder}; waiting for it"
-    with locked(model.lock, waiting=waiting) as lock:
+    with locked(lock_of(model.folder), waiting=waiting) as lock:
         if not model.is_trained:
-            _call(model.training(device, *next_training(model.folder)), pass_fds=(lock.fileno(),))
+            _call(model.training(device), pass_fds=(lock.fileno(),))
 
 
 def _call(command: Command, pass_fds: tuple[int, ...] = ()) -> None:

@@ -1,10 +1,8 @@
 """What ``nnunet_dvcl experiment status`` and ``commands`` print."""
 
-from __future__ import annotations
-
 from collections import Counter
 
-from nnunet_dvcl.tools.experiment.runner import plain_training, prediction
+from nnunet_dvcl.tools.experiment.runner import prediction, training
 from nnunet_dvcl.tools.experiment.runs import State, Workplace, all_runs
 from nnunet_dvcl.tools.running.command import Command
 
@@ -36,7 +34,7 @@ def command_lines(place: Workplace, nnunet: bool) -> list[str]:
             lines.append(str(Command("nnunet_dvcl", "experiment", "run", place.experiment.file, *options)))
             continue
         # without a checkpoint --c starts anew
-        line = [str(plain_training(place, run, device, "--c"))]
+        line = [str(training(place, run, device, "--c"))]
         if place.has_test and place.model(run) is not None:
             line.append(str(prediction(place, run, device)))
         lines.append(" && ".join(line))

@@ -1,7 +1,5 @@
 """What all runs of an experiment share, made once: preprocessed data, configurations, splits, links to test images."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 import json
@@ -19,17 +17,14 @@ from nnunet_dvcl.errors import UserError
 from nnunet_dvcl.lock import locked
 from nnunet_dvcl.tools.configure import configure
 from nnunet_dvcl.tools.dataset import link_images
-from nnunet_dvcl.tools.experiment.experiment_file import IMAGES_TS, Experiment
-from nnunet_dvcl.tools.experiment.runs import RECORD, Run, Workplace, all_runs, split_numbers
+from nnunet_dvcl.tools.experiment.experiment_file import IMAGES_TS, Row
+from nnunet_dvcl.tools.experiment.runs import RECORD, Run, Workplace, all_runs
 from nnunet_dvcl.tools.model_folders import organ_names
 from nnunet_dvcl.tools.running.command import Command, environment
 from nnunet_dvcl.tools.running.process import call, log_of
-from nnunet_dvcl.tools.running.progress import preprocessed_cases
-from nnunet_dvcl.tools.selftrain import refuse_semi_supervised
+from nnunet_dvcl.tools.selftrain import is_semi_supervised, refuse_semi_supervised
 from nnunet_dvcl.tools.split.draw import Splits, group_by, make_splits
 from nnunet_dvcl.tools.split.split_dataset import TEST_FILE, check_scans, read_case_classes
-
-UNLABELED_FOLDER_KEY = "ssl.unlabeled_folder"
 
 
 @dataclass(frozen=True)
@@ -56,10 +51,7 @@ def prepare(place: Workplace) -> Cases:
         UserError: the data set, the splits or a trainer cannot be used; a command failed.
     """
     runs = all_runs(place.experiment)
-    check_trainers({run.row.trainer for run in runs})
-    for run in runs:
-        if run.row.selftrain is not None:
-            refuse_semi_supervised(run.row.trainer)
+    _check_trainers(place.experiment.rows)
     file = place.folder / "prepare.lock"
     with locked(file, waiting=f"Another process prepares this experiment; waiting for it ({file})"):
         _preprocess(place, sorted({run.base for run in runs}))
@@ -85,14 +77,17 @@ def read_cases(place: Workplace) -> Cases:
 # ---------------------------------------------------------------- trainers
 
 
-def check_trainers(names: Iterable[str]) -> None:
-    """``UserError`` for a trainer that nnU-Net does not find, before anything else is done."""
-    for name in names:
+def _check_trainers(rows: Iterable[Row]) -> None:
+    """``UserError`` for a trainer that nnU-Net does not find, or that self-training cannot have."""
+    for row in rows:
+        name = row.trainer
         if name == "nnUNetTrainerSSL" or not (is_ours(name) or _nnunet_has(name)):
             raise UserError(
                 f"There is no trainer {name}. Ours are listed by nnunet_dvcl trainers; nnU-Net's own are nnUNetTrainer "
                 "and its variants."
             )
+        if row.selftrain is not None:
+            refuse_semi_supervised(name)
 
 
 def is_ours(trainer: str) -> bool:
@@ -110,15 +105,11 @@ def _nnunet_has(name: str) -> bool:
             return False
 
 
-def uses_unlabeled(run: Run) -> bool:
-    trainer = getattr(trainers, run.row.trainer, None)
-    return trainer is not None and issubclass(trainer, trainers.nnUNetTrainerSSL)
-
-
 def uses_folder(run: Run) -> bool:
     """Whether it takes the scans of ``imagesTr_unlabeled``."""
     values = dict([*run.configuration.values, *run.row.values])
-    return run.row.selftrain is not None or (uses_unlabeled(run) and values.get(UNLABELED_FOLDER_KEY) != "false")
+    asks = is_semi_supervised(run.row.trainer) and values.get("ssl.unlabeled_folder") != "false"
+    return asks or run.row.selftrain is not None
 
 
 # ---------------------------------------------------------------- preprocessed data
@@ -140,7 +131,7 @@ def _preprocess(place: Workplace, bases: list[str]) -> None:
         check_configuration(plans, manager.available_configurations, base)
         if manager.get_configuration(base).previous_stage_name is not None:
             raise UserError(f"{base} is the second stage of a cascade, which an experiment does not support yet.")
-    done = {base: preprocessed_cases(place.preprocessed, manager, base) for base in bases}
+    done = {base: dataset.preprocessed_cases(manager, base) for base in bases}
     if missing := [base for base in bases if dataset.labeled_cases.keys() - done[base]]:
         words = ("nnUNetv2_preprocess", "-d", dataset.id, "-plans_name", plans, "-c", *missing)
         _call(place, Command(*words), "preprocess")
@@ -149,14 +140,14 @@ def _preprocess(place: Workplace, bases: list[str]) -> None:
 def _preprocess_unlabeled(place: Workplace, runs: list[Run], cases: Cases) -> None:
     scans = place.dataset.unlabeled_scans
     for run in runs:
-        needs = uses_unlabeled(run) or run.row.selftrain is not None
+        needs = is_semi_supervised(run.row.trainer) or run.row.selftrain is not None
         if needs and not cases.splits[run.split].get("unlabeled") and not (scans and uses_folder(run)):
             raise UserError(
                 f"The run {run.name} has no unlabeled case: all training cases of its split keep their label, and "
                 "it takes no scans of imagesTr_unlabeled. Give its entry of trainers the key labeled, with the "
                 "amounts that it is for."
             )
-    bases = sorted({run.base for run in runs if uses_unlabeled(run) and uses_folder(run)})
+    bases = sorted({run.base for run in runs if run.row.selftrain is None and uses_folder(run)})
     if scans and bases:
         words = ("nnunet_dvcl", "preprocess", "-d", place.dataset.id, "-p", place.experiment.plans, "-c", *bases)
         _call(place, Command(*words), "preprocess_unlabeled")
@@ -241,7 +232,10 @@ def _write_splits(place: Workplace) -> Cases:
         if not splits_file.is_file():
             raise UserError(f"{splits_file} does not exist, which splits.keep asks for.")
         folds, test = load_json(str(splits_file)), []
-        _check_kept(experiment, folds, splits_file)
+        for run in all_runs(experiment):
+            if run.split >= len(folds):
+                amount = f"splits.keep.{run.amount.name}"
+                raise UserError(f"{splits_file} has {len(folds)} entries, and {amount} names {run.split}.")
     else:
         folds, test = _draw(place)
         if splits_file.is_file() and load_json(str(splits_file)) != folds:
@@ -270,8 +264,7 @@ def _draw(place: Workplace) -> tuple[list[dict[str, list[str]]], list[str]]:
     segmentations = {case: files["label"] for case, files in place.dataset.labeled_cases.items()}
     classes = _case_classes(place, segmentations, dataset_json)
     groups = group_by(segmentations, options.group_by) if options.group_by else None
-    entries: dict[int, dict[str, list[str]]] = {}
-    drawn = None
+    folds = []
     for amount in options.labeled:
         drawn = make_splits(
             classes,
@@ -285,12 +278,10 @@ def _draw(place: Workplace) -> tuple[list[dict[str, list[str]]], list[str]]:
             groups=groups,
             stratify=options.stratify,
         )
-        for fold in options.use:
-            entries[split_numbers(place.experiment)[amount.name, fold]] = drawn.folds[fold]
+        folds += [drawn.folds[fold] for fold in options.use]
     if groups:
-        used = Splits([entries[number] for number in sorted(entries)], drawn.test)
-        check_scans(place.dataset.name, dataset_json, options.group_by, groups, used)
-    return [entries[number] for number in range(len(entries))], drawn.test
+        check_scans(place.dataset.name, dataset_json, options.group_by, groups, Splits(folds, drawn.test))
+    return folds, drawn.test
 
 
 def _case_classes(place: Workplace, segmentations: dict[str, str], dataset_json: dict) -> dict[str, list[str]]:
@@ -303,12 +294,6 @@ def _case_classes(place: Workplace, segmentations: dict[str, str], dataset_json:
     classes = read_case_classes(segmentations, dataset_json)
     write_json(classes, str(file))
     return classes
-
-
-def _check_kept(experiment: Experiment, folds: list[dict], splits_file: Path) -> None:
-    for name, number in split_numbers(experiment):
-        if number >= len(folds):
-            raise UserError(f"{splits_file} has {len(folds)} entries, and splits.keep.{name} names {number}.")
 
 
 # ---------------------------------------------------------------- test cases

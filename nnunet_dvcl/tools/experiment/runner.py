@@ -1,7 +1,5 @@
 """Does the runs of an experiment with nnU-Net's own commands, one at a time on each device, several devices at once."""
 
-from __future__ import annotations
-
 import os
 import re
 import subprocess
@@ -18,15 +16,15 @@ from nnunet_dvcl.tools.experiment.prepare import Cases, claim, prepare
 from nnunet_dvcl.tools.experiment.runs import RECORD, Run, State, Workplace, all_runs, find_runs
 from nnunet_dvcl.tools.running.command import Command, environment, kind
 from nnunet_dvcl.tools.running.process import log_of, start, stop, stoppable, tail
-from nnunet_dvcl.tools.running.progress import CHECKPOINT, next_training, without_file
+from nnunet_dvcl.tools.running.progress import CHECKPOINT, without_file
 
 _POLL = 0.5  # s
 _LOOK = 0.3  # s in which those who only look at a lock have let it go
 FIRST_ID = 600  # of the data sets that rows of self-training make
 
 
-def plain_training(place: Workplace, run: Run, device: str, *options: str) -> Command:
-    """As a user types it; `options` are for ``nnUNetv2_train``."""
+def training(place: Workplace, run: Run, device: str, *options: str) -> Command:
+    """What trains a run; `options` are for ``nnUNetv2_train``, those that it needs now where none is given."""
     model, rows = place.source(run), run.row.selftrain
     if rows is None:
         return model.training(kind(device), *options)
@@ -43,7 +41,7 @@ def prediction(place: Workplace, run: Run, device: str) -> Command:
 def next_command(place: Workplace, run: Run, device: str) -> Command | None:
     """What a run needs next; None when it is finished."""
     if not place.is_trained(run):
-        return plain_training(place, run, device, *next_training(place.source(run).folder))
+        return training(place, run, device)
     return None if place.is_tested(run) else prediction(place, run, device)
 
 

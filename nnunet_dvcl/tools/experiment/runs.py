@@ -6,17 +6,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from enum import Enum
 from functools import cached_property
-from itertools import product
 from pathlib import Path
 
 from nnunetv2.paths import nnUNet_results
 
 from nnunet_dvcl.errors import UserError
-from nnunet_dvcl.lock import is_held
+from nnunet_dvcl.lock import is_held, lock_of
 from nnunet_dvcl.tools.dataset import Dataset
 from nnunet_dvcl.tools.experiment.experiment_file import IMAGES_TS, Amount, Configuration, Experiment, Row
-from nnunet_dvcl.tools.running.model import Model
-from nnunet_dvcl.tools.running.progress import is_begun
+from nnunet_dvcl.tools.running.progress import Model
 from nnunet_dvcl.tools.selftrain import Student
 
 RECORD = "experiment_run.json"
@@ -78,23 +76,14 @@ class Run:
         return [f"{key}={value}" for key, value in values]
 
 
-def split_numbers(experiment: Experiment) -> dict[tuple[str, int], int]:
-    """(name of an amount, fold) -> entry of ``splits_final.json``."""
-    splits = experiment.splits
-    if splits.keep:
-        return {(amount.name, fold): fold for amount in splits.labeled for fold in amount.folds}
-    pairs = product([amount.name for amount in splits.labeled], splits.use)
-    return {pair: number for number, pair in enumerate(pairs)}
-
-
 def all_runs(experiment: Experiment) -> list[Run]:
     """Every run of the experiment. Seed by seed, so that a table is soon complete with one seed."""
-    numbers = split_numbers(experiment)
+    splits = experiment.splits
+    folds = [(amount, fold) for amount in splits.labeled for fold in (amount.folds or splits.use)]
     return [
-        Run(row, configuration, amount, fold, numbers[amount.name, fold], seed)
+        Run(row, configuration, amount, fold, fold if splits.keep else number, seed)
         for seed in experiment.seeds
-        for amount in experiment.splits.labeled
-        for fold in (amount.folds or experiment.splits.use)
+        for number, (amount, fold) in enumerate(folds)
         for configuration in experiment.configurations
         for row in experiment.rows
         if row.labeled is None or amount.name in row.labeled
@@ -182,9 +171,8 @@ class Workplace:
         return self.log(run).with_suffix(".failed")
 
     def lock(self, run: Run) -> Path:
-        """Beside the results, so that two experiments that share a run do not do it at once."""
-        folder = self.home(run)
-        return folder.with_name(f"{folder.name}.lock")
+        """That of the results: two experiments that share a run do not do it at once."""
+        return lock_of(self.home(run))
 
     def predictions(self, run: Run) -> Path:
         """Those on which it is compared: of the test cases, or of the fold's validation cases, once it is trained."""
@@ -207,4 +195,4 @@ class Workplace:
             return State.FAILED
         if self.is_trained(run):
             return State.TRAINED
-        return State.BROKEN if is_begun(self.source(run).folder) else State.WAITING
+        return State.BROKEN if self.source(run).is_begun else State.WAITING

@@ -1,7 +1,5 @@
 """Commands that run: each is a group of processes, which can be ended with all that it has started."""
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess

@@ -11,7 +11,7 @@ import pytest
 
 from nnunet_dvcl.cli import main
 from nnunet_dvcl.errors import UserError
-from nnunet_dvcl.lock import acquire, is_held
+from nnunet_dvcl.lock import acquire
 from nnunet_dvcl.tools.experiment import prepare, runner
 from nnunet_dvcl.tools.experiment.runner import run_experiment
 from nnunet_dvcl.tools.experiment.runs import State, all_runs
@@ -176,17 +176,6 @@ def test_a_run_that_another_process_does_is_left_to_it(place, fakes, capsys):
     assert len(fakes.calls) == 2
     assert "1 run(s) are being done by another process" in capsys.readouterr().out
     assert here.state(first) is State.WAITING
-
-
-def test_a_lock_lives_as_long_as_a_child_that_has_it(tmp_path):
-    lock = acquire(tmp_path / "lock")
-    child = subprocess.Popen(["sleep", "60"], pass_fds=(lock.fileno(),))
-    lock.close()
-    assert is_held(tmp_path / "lock")
-    assert acquire(tmp_path / "lock") is None
-    child.kill()
-    child.wait()
-    assert not is_held(tmp_path / "lock")
 
 
 @pytest.fixture
