@@ -3,7 +3,9 @@
 import subprocess
 import sys
 import threading
+from types import SimpleNamespace
 
+from nnunet_dvcl import lock
 from nnunet_dvcl.lock import acquire, is_held, locked
 
 HOLD = """
@@ -16,9 +18,9 @@ with locked(sys.argv[1]):
 
 
 def test_a_lock_lives_as_long_as_a_child_that_has_it(tmp_path):
-    lock = acquire(tmp_path / "lock")
-    child = subprocess.Popen(["sleep", "60"], pass_fds=(lock.fileno(),))
-    lock.close()
+    own = acquire(tmp_path / "lock")
+    child = subprocess.Popen(["sleep", "60"], pass_fds=(own.fileno(),))
+    own.close()
     assert is_held(tmp_path / "lock")
     assert acquire(tmp_path / "lock") is None
     child.kill()
@@ -31,8 +33,8 @@ def test_a_killed_owner_frees_it(tmp_path):
         assert owner.stdout.readline() == "held\n"
         assert is_held(tmp_path / "lock")
         owner.kill()
-    with acquire(tmp_path / "lock") as lock:
-        assert lock is not None
+    with acquire(tmp_path / "lock") as own:
+        assert own is not None
 
 
 def test_who_waits_says_so(tmp_path):
@@ -58,4 +60,17 @@ def test_looking_takes_it_from_nobody(tmp_path):
         pass
     with open(tmp_path / "lock"):
         assert not is_held(tmp_path / "lock")
+    assert acquire(tmp_path / "lock") is not None
+
+
+def test_where_there_is_no_flock(tmp_path, monkeypatch):
+    """Windows says "permission denied" of what another process has."""
+
+    def locking(*_) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(lock, "fcntl", None)
+    monkeypatch.setattr(lock, "msvcrt", SimpleNamespace(LK_NBLCK=2, locking=locking), raising=False)
+    assert acquire(tmp_path / "lock") is None
+    monkeypatch.setattr(lock.msvcrt, "locking", lambda *_: None)
     assert acquire(tmp_path / "lock") is not None
