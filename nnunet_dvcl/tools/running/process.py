@@ -81,14 +81,14 @@ def call(
     Raises:
         UserError: there is no such program, or it failed; with the last lines of the log.
     """
-    process = start(command, variables, subprocess.PIPE if show else log)
-    try:
-        for line in process.stdout or ():
-            log.write(line)
-            show(line)
-        status = process.wait()
-    finally:
-        stop(process)
+    with start(command, variables, subprocess.PIPE if show else log) as process:
+        try:
+            for line in process.stdout or ():
+                log.write(line)
+                show(line)
+            status = process.wait()
+        finally:
+            stop(process)
     log.flush()
     if status:
         lines = tail(log.name)
