@@ -29,9 +29,10 @@ from nnunet_dvcl.cascade.previous_stage import (
 from nnunet_dvcl.data import UnlabeledDataset, get_unlabeled_dataset
 from nnunet_dvcl.data.folders import DatasetFolders
 from nnunet_dvcl.data.messages import bullet_list
-from nnunet_dvcl.data.processes import Log, in_processes, locked
+from nnunet_dvcl.data.processes import Log, in_processes
 from nnunet_dvcl.data.storage import HIDDEN_FOLDER, remove_leftovers, whole_files, write_json
 from nnunet_dvcl.errors import UserError
+from nnunet_dvcl.lock import locked
 from nnunet_dvcl.networks import unwrap
 
 

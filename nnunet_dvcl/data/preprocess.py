@@ -15,12 +15,13 @@ from nnunet_dvcl.data.folders import DatasetFolders, check_configuration, find_p
 from nnunet_dvcl.data.images import BadImage, check_images
 from nnunet_dvcl.data.manifest import is_current, preprocessing_settings, write_manifest
 from nnunet_dvcl.data.messages import bullet_list
-from nnunet_dvcl.data.processes import Log, in_processes, locked
+from nnunet_dvcl.data.processes import Log, in_processes
 from nnunet_dvcl.data.raw import find_unlabeled_images
 from nnunet_dvcl.data.splits import check_scans_have_no_label
 from nnunet_dvcl.data.storage import HIDDEN_FOLDER, complete_cases, remove_leftovers, save_case
 from nnunet_dvcl.errors import UserError
 from nnunet_dvcl.files import writing
+from nnunet_dvcl.lock import locked
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Work for several processes, and one at a time in a folder."""
+"""Work for several processes."""
 
 import itertools
 import multiprocessing
@@ -8,10 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, as_completed, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from typing import TypeVar
-
-from filelock import FileLock, Timeout
 
 from nnunet_dvcl.errors import UserError
 
@@ -61,18 +58,3 @@ def exit_with_parent() -> None:
         os._exit(1)
 
     threading.Thread(target=wait_for_parent, daemon=True).start()
-
-
-@contextmanager
-def locked(file: str, log: Log) -> Iterator[None]:
-    """Alone in this block; the system frees the lock when its owner is killed."""
-    lock = FileLock(file)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        log(f"Another process does the same work; waiting for it ({file})")
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()

@@ -10,14 +10,15 @@ import time
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from filelock import FileLock
 from nnunetv2.training.dataloading import nnunet_dataset
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class, nnUNetDatasetBlosc2
 
+from nnunet_dvcl import lock
 from nnunet_dvcl.data import preprocess_unlabeled, processes
 from nnunet_dvcl.data.images import BadImage, check_images
 from nnunet_dvcl.data.storage import complete_cases
 from nnunet_dvcl.errors import UserError
+from nnunet_dvcl.lock import is_held, locked
 
 
 def run(num_processes=1, configuration="3d_tiny"):
@@ -61,7 +62,7 @@ def test_2d_in_a_worker_process(tiny_dataset):
 
 def test_second_run_touches_nothing(tiny_dataset, dataset_class):
     before = contents(run())
-    FileLock(tiny_dataset.preprocessed / "nnUNetPlans_3d_fullres_unlabeled/.nnunet_dvcl/lock").acquire(timeout=0)
+    assert not is_held(tiny_dataset.preprocessed / "nnUNetPlans_3d_fullres_unlabeled/.nnunet_dvcl/lock")
     assert len(before) == len(tiny_dataset.scans) * (3 if dataset_class is nnUNetDatasetBlosc2 else 4)
     assert contents(run()) == before
 
@@ -154,8 +155,7 @@ def test_dead_worker(tiny_dataset, monkeypatch):
 def test_second_process_waits(tiny_dataset, capsys):
     hidden = tiny_dataset.preprocessed / "nnUNetPlans_3d_fullres_unlabeled" / ".nnunet_dvcl"
     hidden.mkdir(parents=True)
-    first = FileLock(hidden / "lock", thread_local=False)
-    with first:
+    with locked(hidden / "lock"):
         second = threading.Thread(target=run)
         second.start()
         time.sleep(0.5)
@@ -173,7 +173,7 @@ def test_finished_folder_may_be_read_only(tiny_dataset, monkeypatch):
         raise PermissionError
 
     monkeypatch.setattr(os, "makedirs", forbidden)
-    monkeypatch.setattr(processes, "FileLock", forbidden)
+    monkeypatch.setattr(lock, "acquire", forbidden)
     run()
 
 

@@ -4,18 +4,16 @@ import json
 import os
 import re
 import shlex
-import shutil
-import subprocess
-import sysconfig
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 
 from nnunet_dvcl.errors import UserError
 from nnunet_dvcl.tools.demo import report
 from nnunet_dvcl.tools.demo.phantom import ORGANS, write_dataset
+from nnunet_dvcl.tools.running.command import Command, environment
+from nnunet_dvcl.tools.running.process import call
 
 DATASET_ID, DATASET_NAME = 900, "Dataset900_Phantom"
 CONFIGURATION = "3d_demo"
@@ -77,40 +75,28 @@ class Runner:
 
     def command(self, name: str, title: str, *words: object, **variables: str) -> None:
         """One step that is one command line; `variables`: environment variables for it alone."""
-        self.step(name, title, partial(self._call, self.logs / f"{name}.log", [str(word) for word in words], variables))
+        command, log = Command(*words), self.logs / f"{name}.log"
 
-    def _call(self, log: Path, words: list[str], variables: dict[str, str]) -> None:
-        print(f"$ {shlex.join(words)}", flush=True)
-        environment = self._environment() | variables
-        program = shutil.which(words[0], path=environment["PATH"])
-        if program is None:
-            raise UserError(f"The command {words[0]} was not found. Install nnunet_dvcl with pip into this Python.")
-        with (
-            open(log, "w", buffering=1) as file,
-            subprocess.Popen(
-                [program, *words[1:]], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
-            ) as process,
-        ):
-            for line in process.stdout:
-                file.write(line)
-                if epoch := re.search(r": (Epoch \d+) *$", line):
-                    print(f"   {epoch[1]}", flush=True)
-        if process.returncode:
-            tail = "\n".join(log.read_text().splitlines()[-15:])
-            raise UserError(f"{words[0]} failed with status {process.returncode}. Its last lines:\n{tail}\nAll: {log}")
+        def work() -> None:
+            print(f"$ {command}", flush=True)
+            with open(log, "w", buffering=1) as file:
+                call(command, environment({**_VARIABLES, **self.folders, **variables}), file, show=_show_epoch)
 
-    def _environment(self) -> dict[str, str]:
-        return {
-            **os.environ,
-            "PYTHONUNBUFFERED": "1",  # else the error of a failed command stands before what it printed last
-            **self.folders,
-            "PATH": os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", os.defpath)]),
-            "nnUNet_compile": "f",  # compiling takes longer than the demo
-            "nnUNet_def_n_proc": "1",  # each worker imports torch, which costs more than its work here
-            "nnUNet_n_proc_DA": "1",
-            "OMP_NUM_THREADS": "1",  # of workers
-            "OMP_WAIT_POLICY": "passive",  # threads that spin make a busy machine several times slower
-        }
+        self.step(name, title, work)
+
+
+_VARIABLES = {
+    "nnUNet_compile": "f",  # compiling takes longer than the demo
+    "nnUNet_def_n_proc": "1",  # each worker imports torch, which costs more than its work here
+    "nnUNet_n_proc_DA": "1",
+    "OMP_NUM_THREADS": "1",  # of workers
+    "OMP_WAIT_POLICY": "passive",  # threads that spin make a busy machine several times slower
+}
+
+
+def _show_epoch(line: str) -> None:
+    if epoch := re.search(r": (Epoch \d+) *$", line):
+        print(f"   {epoch[1]}", flush=True)
 
 
 def run_demo(output_folder: str, quick: bool = False) -> None:

@@ -1,12 +1,10 @@
 """What ``nnunet_dvcl experiment status`` and ``commands`` print."""
 
-from __future__ import annotations
-
 from collections import Counter
 
-from nnunet_dvcl.tools.experiment.runner import plain_training, prediction
+from nnunet_dvcl.tools.experiment.runner import prediction, training
 from nnunet_dvcl.tools.experiment.runs import State, Workplace, all_runs
-from nnunet_dvcl.tools.running.command import nnunet_dvcl
+from nnunet_dvcl.tools.running.command import Command
 
 
 def print_status(place: Workplace) -> None:
@@ -33,10 +31,10 @@ def command_lines(place: Workplace, nnunet: bool) -> list[str]:
         device = place.experiment.devices[0].partition(":")[0]
         if not nnunet:
             options = ("--runs", run.name, "--devices", device)
-            lines.append(str(nnunet_dvcl("experiment", "run", place.experiment.file, *options)))
+            lines.append(str(Command("nnunet_dvcl", "experiment", "run", place.experiment.file, *options)))
             continue
         # without a checkpoint --c starts anew
-        line = [str(plain_training(place, run, device, "--c"))]
+        line = [str(training(place, run, device, "--c"))]
         if place.has_test and place.model(run) is not None:
             line.append(str(prediction(place, run, device)))
         lines.append(" && ".join(line))

@@ -1,36 +1,30 @@
 """What all runs of an experiment share, made once: preprocessed data, configurations, splits, links to test images."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 import json
-from collections.abc import Callable, Iterable
-from copy import deepcopy
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from batchgenerators.utilities.file_and_folder_operations import load_json
-from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_dvcl import trainers
 from nnunet_dvcl.data.folders import check_configuration
 from nnunet_dvcl.data.messages import bullet_list
-from nnunet_dvcl.data.raw import find_unlabeled_images
-from nnunet_dvcl.data.storage import complete_cases, write_json
+from nnunet_dvcl.data.storage import write_json
 from nnunet_dvcl.errors import UserError
+from nnunet_dvcl.lock import locked
 from nnunet_dvcl.tools.configure import configure
-from nnunet_dvcl.tools.experiment.experiment_file import IMAGES_TS, Experiment
-from nnunet_dvcl.tools.experiment.runs import RECORD, Run, Workplace, all_runs, split_numbers
+from nnunet_dvcl.tools.dataset import link_images
+from nnunet_dvcl.tools.experiment.experiment_file import IMAGES_TS, Row
+from nnunet_dvcl.tools.experiment.runs import RECORD, Run, Workplace, all_runs
 from nnunet_dvcl.tools.model_folders import organ_names
-from nnunet_dvcl.tools.raw_data import link_images
-from nnunet_dvcl.tools.running.command import Command, nnunet_dvcl
-from nnunet_dvcl.tools.running.lock import Lock
-from nnunet_dvcl.tools.selftrain import refuse_semi_supervised
+from nnunet_dvcl.tools.running.command import Command, environment
+from nnunet_dvcl.tools.running.process import call, log_of
+from nnunet_dvcl.tools.selftrain import is_semi_supervised, refuse_semi_supervised
 from nnunet_dvcl.tools.split.draw import Splits, group_by, make_splits
-from nnunet_dvcl.tools.split.split_dataset import SPLITS_FILE, TEST_FILE, check_scans, read_case_classes
-
-UNLABELED_FOLDER_KEY = "ssl.unlabeled_folder"
+from nnunet_dvcl.tools.split.split_dataset import TEST_FILE, check_scans, read_case_classes
 
 
 @dataclass(frozen=True)
@@ -50,28 +44,20 @@ class Cases:
         return self.test or sorted(self.splits[run.split]["val"])
 
 
-def prepare(place: Workplace, call: Callable[[Command, str], None]) -> Cases:
+def prepare(place: Workplace) -> Cases:
     """Makes what is missing; a second process that wants the same waits for the first.
-
-    Args:
-        place: the experiment's folders.
-        call: runs a command to its end; its second argument names the log.
 
     Raises:
         UserError: the data set, the splits or a trainer cannot be used; a command failed.
     """
-    experiment = place.experiment
-    runs = all_runs(experiment)
-    check_trainers({run.row.trainer for run in runs})
-    for run in runs:
-        if run.row.selftrain is not None:
-            refuse_semi_supervised(run.row.trainer)
-    lock = Lock.acquire(place.folder / "prepare.lock") or _wait(place.folder / "prepare.lock")
-    with lock:
-        _preprocess(place, call)
+    runs = all_runs(place.experiment)
+    _check_trainers(place.experiment.rows)
+    file = place.folder / "prepare.lock"
+    with locked(file, waiting=f"Another process prepares this experiment; waiting for it ({file})"):
+        _preprocess(place, sorted({run.base for run in runs}))
         _write_configurations(place, runs)
         cases = _write_splits(place)
-        _preprocess_unlabeled(place, runs, cases, call)
+        _preprocess_unlabeled(place, runs, cases)
         _link_test_images(place, cases)
     return cases
 
@@ -88,22 +74,20 @@ def read_cases(place: Workplace) -> Cases:
     return Cases(**load_json(str(file)))
 
 
-def _wait(file: Path) -> Lock:
-    print(f"Another process prepares this experiment; waiting for it ({file})", flush=True)
-    return Lock.acquire(file, wait=True)
-
-
 # ---------------------------------------------------------------- trainers
 
 
-def check_trainers(names: Iterable[str]) -> None:
-    """``UserError`` for a trainer that nnU-Net does not find, before anything else is done."""
-    for name in names:
+def _check_trainers(rows: Iterable[Row]) -> None:
+    """``UserError`` for a trainer that nnU-Net does not find, or that self-training cannot have."""
+    for row in rows:
+        name = row.trainer
         if name == "nnUNetTrainerSSL" or not (is_ours(name) or _nnunet_has(name)):
             raise UserError(
                 f"There is no trainer {name}. Ours are listed by nnunet_dvcl trainers; nnU-Net's own are nnUNetTrainer "
                 "and its variants."
             )
+        if row.selftrain is not None:
+            refuse_semi_supervised(name)
 
 
 def is_ours(trainer: str) -> bool:
@@ -121,93 +105,81 @@ def _nnunet_has(name: str) -> bool:
             return False
 
 
-def uses_unlabeled(run: Run) -> bool:
-    trainer = getattr(trainers, run.row.trainer, None)
-    return trainer is not None and issubclass(trainer, trainers.nnUNetTrainerSSL)
-
-
 def uses_folder(run: Run) -> bool:
     """Whether it takes the scans of ``imagesTr_unlabeled``."""
     values = dict([*run.configuration.values, *run.row.values])
-    return run.row.selftrain is not None or (uses_unlabeled(run) and values.get(UNLABELED_FOLDER_KEY) != "false")
+    asks = is_semi_supervised(run.row.trainer) and values.get("ssl.unlabeled_folder") != "false"
+    return asks or run.row.selftrain is not None
 
 
 # ---------------------------------------------------------------- preprocessed data
 
 
-def _preprocess(place: Workplace, call: Callable[[Command, str], None]) -> None:
-    plans = place.experiment.plans
-    bases = sorted({configuration.base or configuration.name for configuration in place.experiment.configurations})
-    plans_file = place.preprocessed / f"{plans}.json"
-    common = ("-d", place.dataset_id, "-c", *bases)
+def _preprocess(place: Workplace, bases: list[str]) -> None:
+    dataset, plans = place.dataset, place.experiment.plans
+    plans_file = dataset.plans_file(plans)
     if not plans_file.is_file():
         if plans != "nnUNetPlans":
             raise UserError(
                 f"{plans_file} does not exist. Make these plans first, with nnUNetv2_plan_and_preprocess "
-                f"-d {place.dataset_id} and its option -pl."
+                f"-d {dataset.id} and its option -pl."
             )
-        call(Command("nnUNetv2_plan_and_preprocess", *common), "plan_and_preprocess")
+        _call(place, Command("nnUNetv2_plan_and_preprocess", "-d", dataset.id, "-c", *bases), "plan_and_preprocess")
         return
-    manager = PlansManager(load_json(str(plans_file)))
+    manager = dataset.plans(plans)
     for base in bases:
         check_configuration(plans, manager.available_configurations, base)
         if manager.get_configuration(base).previous_stage_name is not None:
             raise UserError(f"{base} is the second stage of a cascade, which an experiment does not support yet.")
-    labeled = set(place.labeled_cases)
-    if missing := [base for base in bases if labeled - _preprocessed_cases(place, manager, base)]:
-        call(Command("nnUNetv2_preprocess", "-d", place.dataset_id, "-plans_name", plans, "-c", *missing), "preprocess")
+    done = {base: dataset.preprocessed_cases(manager, base) for base in bases}
+    if missing := [base for base in bases if dataset.labeled_cases.keys() - done[base]]:
+        words = ("nnUNetv2_preprocess", "-d", dataset.id, "-plans_name", plans, "-c", *missing)
+        _call(place, Command(*words), "preprocess")
 
 
-def _preprocessed_cases(place: Workplace, manager: PlansManager, configuration: str) -> set[str]:
-    from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
-
-    folder = str(place.preprocessed / manager.get_configuration(configuration).data_identifier)
-    try:
-        return complete_cases(folder, infer_dataset_class(folder))
-    except (OSError, AssertionError, KeyError):  # not there, or nothing in it
-        return set()
-
-
-def _preprocess_unlabeled(
-    place: Workplace, runs: list[Run], cases: Cases, call: Callable[[Command, str], None]
-) -> None:
-    scans = find_unlabeled_images(str(place.raw), place.dataset_json)
+def _preprocess_unlabeled(place: Workplace, runs: list[Run], cases: Cases) -> None:
+    scans = place.dataset.unlabeled_scans
     for run in runs:
-        needs = uses_unlabeled(run) or run.row.selftrain is not None
+        needs = is_semi_supervised(run.row.trainer) or run.row.selftrain is not None
         if needs and not cases.splits[run.split].get("unlabeled") and not (scans and uses_folder(run)):
             raise UserError(
                 f"The run {run.name} has no unlabeled case: all training cases of its split keep their label, and "
                 "it takes no scans of imagesTr_unlabeled. Give its entry of trainers the key labeled, with the "
                 "amounts that it is for."
             )
-    users = sorted(
-        {run.configuration.base or run.configuration.name for run in runs if uses_unlabeled(run) and uses_folder(run)}
-    )
-    if scans and users:
-        call(
-            nnunet_dvcl("preprocess", "-d", place.dataset_id, "-p", place.experiment.plans, "-c", *users),
-            "preprocess_unlabeled",
-        )
+    bases = sorted({run.base for run in runs if run.row.selftrain is None and uses_folder(run)})
+    if scans and bases:
+        words = ("nnunet_dvcl", "preprocess", "-d", place.dataset.id, "-p", place.experiment.plans, "-c", *bases)
+        _call(place, Command(*words), "preprocess_unlabeled")
+
+
+def _call(place: Workplace, command: Command, name: str) -> None:
+    """One command, on the terminal and in a log."""
+    file = place.folder / "logs" / f"{name}.log"
+    print(f"$ {command}\n  log: {file}", flush=True)
+    variables = environment(place.experiment.environment)
+    if variables.get("nnUNet_n_proc_DA") == "0":  # nnU-Net's planner cannot do with 0 workers
+        del variables["nnUNet_n_proc_DA"]
+    with log_of(command, file) as log:
+        call(command, variables, log)
 
 
 # ---------------------------------------------------------------- configurations
 
 
 def _write_configurations(place: Workplace, runs: list[Run]) -> None:
-    written = {}
+    firsts: dict[str, Run] = {}
     for run in runs:
-        if run.derived_configuration in written:
-            continue
-        base = run.configuration.base or run.configuration.name
-        with contextlib.redirect_stdout(io.StringIO()):  # it says how to train
-            configure(place.dataset_id, base, run.derived_configuration, place.experiment.plans, run.assignments)
-        written[run.derived_configuration] = run
+        firsts.setdefault(run.derived_configuration, run)
+    with contextlib.redirect_stdout(io.StringIO()):  # it says how to train
+        for name, run in firsts.items():
+            configure(str(place.dataset.id), run.base, name, place.experiment.plans, run.assignments)
 
 
 def settings(place: Workplace, run: Run, cases: Cases) -> dict:
     """All of an experiment that a run's result depends on, as JSON holds it."""
-    plans = load_json(str(place.preprocessed / f"{place.experiment.plans}.json"))
-    configuration = PlansManager(deepcopy(plans)).get_configuration(run.derived_configuration).configuration
+    plans = place.dataset.plans(place.experiment.plans)
+    configuration = plans.get_configuration(run.derived_configuration).configuration
     split = {key: sorted(names) for key, names in cases.splits[run.split].items()}
     own = {} if run.row.selftrain is None else {"selftrain": asdict(run.row.selftrain)}
     return json.loads(json.dumps({"trainer": run.row.trainer, "split": split, "configuration": configuration, **own}))
@@ -236,28 +208,34 @@ def check_record(file: Path, wanted: dict) -> None:
     """``UserError`` when a run was made with other cases or values than the experiment has now."""
     made_with = load_json(str(file))
     if made_with != wanted:
-        differing = [
-            f"{part}.{key}" if isinstance(wanted[part], dict) else part
-            for part in wanted
-            for key in (wanted[part] if isinstance(wanted[part], dict) else ("",))
-            if (made_with.get(part, {}).get(key) != wanted[part][key] if key else made_with.get(part) != wanted[part])
-        ]
+        made, now = _by_key(made_with), _by_key(wanted)
+        differing = ", ".join(key for key in now if made.get(key) != now[key]) or "fewer keys"
         raise UserError(
-            f"{file.parent} was trained with other cases or values ({', '.join(differing) or 'fewer keys'}) than the "
-            "experiment has now. Undo the change, or move or delete that folder."
+            f"{file.parent} was trained with other cases or values ({differing}) than the experiment has now. Undo the "
+            "change, or move or delete that folder."
         )
+
+
+def _by_key(settings: dict) -> dict:
+    """Part -> value, and part.key -> value for a part that has keys."""
+    nested = {part: values for part, values in settings.items() if isinstance(values, dict)}
+    flat = {part: value for part, value in settings.items() if part not in nested}
+    return flat | {f"{part}.{key}": value for part, values in nested.items() for key, value in values.items()}
 
 
 # ---------------------------------------------------------------- splits
 
 
 def _write_splits(place: Workplace) -> Cases:
-    splits_file, experiment = place.preprocessed / SPLITS_FILE, place.experiment
+    splits_file, experiment = place.dataset.splits_file, place.experiment
     if experiment.splits.keep:
         if not splits_file.is_file():
             raise UserError(f"{splits_file} does not exist, which splits.keep asks for.")
         folds, test = load_json(str(splits_file)), []
-        _check_kept(experiment, folds, splits_file)
+        for run in all_runs(experiment):
+            if run.split >= len(folds):
+                amount = f"splits.keep.{run.amount.name}"
+                raise UserError(f"{splits_file} has {len(folds)} entries, and {amount} names {run.split}.")
     else:
         folds, test = _draw(place)
         if splits_file.is_file() and load_json(str(splits_file)) != folds:
@@ -283,11 +261,10 @@ def _draw(place: Workplace) -> tuple[list[dict[str, list[str]]], list[str]]:
     """
     options = place.experiment.splits
     dataset_json = place.dataset_json
-    segmentations = {case: files["label"] for case, files in place.labeled_cases.items()}
+    segmentations = {case: files["label"] for case, files in place.dataset.labeled_cases.items()}
     classes = _case_classes(place, segmentations, dataset_json)
     groups = group_by(segmentations, options.group_by) if options.group_by else None
-    entries: dict[int, dict[str, list[str]]] = {}
-    drawn = None
+    folds = []
     for amount in options.labeled:
         drawn = make_splits(
             classes,
@@ -301,12 +278,10 @@ def _draw(place: Workplace) -> tuple[list[dict[str, list[str]]], list[str]]:
             groups=groups,
             stratify=options.stratify,
         )
-        for fold in options.use:
-            entries[split_numbers(place.experiment)[amount.name, fold]] = drawn.folds[fold]
+        folds += [drawn.folds[fold] for fold in options.use]
     if groups:
-        used = Splits([entries[number] for number in sorted(entries)], drawn.test)
-        check_scans(place.dataset, dataset_json, options.group_by, groups, used)
-    return [entries[number] for number in range(len(entries))], drawn.test
+        check_scans(place.dataset.name, dataset_json, options.group_by, groups, Splits(folds, drawn.test))
+    return folds, drawn.test
 
 
 def _case_classes(place: Workplace, segmentations: dict[str, str], dataset_json: dict) -> dict[str, list[str]]:
@@ -319,15 +294,6 @@ def _case_classes(place: Workplace, segmentations: dict[str, str], dataset_json:
     classes = read_case_classes(segmentations, dataset_json)
     write_json(classes, str(file))
     return classes
-
-
-def _check_kept(experiment: Experiment, folds: list[dict], splits_file: Path) -> None:
-    for amount in experiment.splits.labeled:
-        for number in amount.folds:
-            if number >= len(folds):
-                raise UserError(
-                    f"{splits_file} has {len(folds)} entries, and splits.keep.{amount.name} names {number}."
-                )
 
 
 # ---------------------------------------------------------------- test cases
@@ -348,5 +314,5 @@ def _link_test_images(place: Workplace, cases: Cases) -> None:
     """nnUNetv2_predict takes a folder: one with links to the images of the test cases, which are among the labeled."""
     if not cases.test or place.experiment.splits.test == IMAGES_TS:
         return
-    images = {case: place.labeled_cases[case]["images"] for case in cases.test}
+    images = {case: place.dataset.labeled_cases[case]["images"] for case in cases.test}
     link_images(place.test_images, images, place.dataset_json["file_ending"])

@@ -6,18 +6,16 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from enum import Enum
 from functools import cached_property
-from itertools import product
 from pathlib import Path
 
-from batchgenerators.utilities.file_and_folder_operations import load_json
-from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw, nnUNet_results
+from nnunetv2.paths import nnUNet_results
 
 from nnunet_dvcl.errors import UserError
+from nnunet_dvcl.lock import is_held, lock_of
+from nnunet_dvcl.tools.dataset import Dataset
 from nnunet_dvcl.tools.experiment.experiment_file import IMAGES_TS, Amount, Configuration, Experiment, Row
-from nnunet_dvcl.tools.raw_data import find_dataset, labeled_cases
-from nnunet_dvcl.tools.running.lock import is_held
-from nnunet_dvcl.tools.running.progress import is_begun, is_trained
-from nnunet_dvcl.tools.selftrain import Model, Student, dataset_id
+from nnunet_dvcl.tools.running.progress import Model
+from nnunet_dvcl.tools.selftrain import Student
 
 RECORD = "experiment_run.json"
 """In a run's folder: the cases and values that it was started with."""
@@ -62,6 +60,11 @@ class Run:
         return f"{self.configuration.name}{own}_seed{self.seed}"
 
     @property
+    def base(self) -> str:
+        """The configuration of the plans that its values change."""
+        return self.configuration.base or self.configuration.name
+
+    @property
     def teacher(self) -> Run:
         """For a row of self-training, the run that trains its first teacher."""
         return replace(self, row=replace(self.row, selftrain=None))
@@ -73,23 +76,14 @@ class Run:
         return [f"{key}={value}" for key, value in values]
 
 
-def split_numbers(experiment: Experiment) -> dict[tuple[str, int], int]:
-    """(name of an amount, fold) -> entry of ``splits_final.json``."""
-    splits = experiment.splits
-    if splits.keep:
-        return {(amount.name, fold): fold for amount in splits.labeled for fold in amount.folds}
-    pairs = product([amount.name for amount in splits.labeled], splits.use)
-    return {pair: number for number, pair in enumerate(pairs)}
-
-
 def all_runs(experiment: Experiment) -> list[Run]:
     """Every run of the experiment. Seed by seed, so that a table is soon complete with one seed."""
-    numbers = split_numbers(experiment)
+    splits = experiment.splits
+    folds = [(amount, fold) for amount in splits.labeled for fold in (amount.folds or splits.use)]
     return [
-        Run(row, configuration, amount, fold, numbers[amount.name, fold], seed)
+        Run(row, configuration, amount, fold, fold if splits.keep else number, seed)
         for seed in experiment.seeds
-        for amount in experiment.splits.labeled
-        for fold in (amount.folds or experiment.splits.use)
+        for number, (amount, fold) in enumerate(folds)
         for configuration in experiment.configurations
         for row in experiment.rows
         if row.labeled is None or amount.name in row.labeled
@@ -120,35 +114,21 @@ class Workplace:
     experiment: Experiment
 
     @cached_property
-    def dataset(self) -> str:
-        """DatasetXXX_Name"""
-        return find_dataset(self.experiment.dataset)
-
-    @property
-    def dataset_id(self) -> str:
-        """As nnU-Net's commands take it."""
-        return str(dataset_id(self.dataset))
-
-    @property
-    def raw(self) -> Path:
-        return Path(nnUNet_raw, self.dataset)
+    def dataset(self) -> Dataset:
+        return Dataset.find(self.experiment.dataset)
 
     @property
     def preprocessed(self) -> Path:
-        return Path(nnUNet_preprocessed, self.dataset)
+        return self.dataset.preprocessed
 
-    @cached_property
+    @property
     def dataset_json(self) -> dict:
-        return load_json(str(self.raw / "dataset.json"))
-
-    @cached_property
-    def labeled_cases(self) -> dict[str, dict]:
-        return labeled_cases(self.raw)
+        return self.dataset.json
 
     @property
     def folder(self) -> Path:
         """Logs, locks and the links to the test images."""
-        return Path(nnUNet_results, self.dataset, "experiments", self.experiment.name)
+        return Path(nnUNet_results, self.dataset.name, "experiments", self.experiment.name)
 
     @property
     def has_test(self) -> bool:
@@ -156,26 +136,25 @@ class Workplace:
 
     @property
     def test_images(self) -> Path:
+        """For ``nnUNetv2_predict``; links, where the test cases are among the labeled."""
         own = self.experiment.splits.test == IMAGES_TS
-        return self.raw / "imagesTs" if own else self.folder / "test_images"
+        return self.dataset.raw / "imagesTs" if own else self.folder / "test_images"
 
     @property
     def test_labels(self) -> Path:
         own = self.experiment.splits.test == IMAGES_TS
-        return self.raw / "labelsTs" if own else self.preprocessed / "gt_segmentations"
+        return self.dataset.raw / "labelsTs" if own else self.preprocessed / "gt_segmentations"
 
     def source(self, run: Run) -> Model:
         """What is trained on the data set itself; for a row of self-training, its first teacher."""
         plans, configuration = self.experiment.plans, run.derived_configuration
-        return Model(self.dataset, plans, configuration, run.split, run.row.trainer)
+        return Model(self.dataset.name, plans, configuration, run.split, run.row.trainer)
 
     def model(self, run: Run) -> Model | None:
         """What the run is after; None while self-training has not made its last data set yet."""
         if run.row.selftrain is None:
             return self.source(run)
-        student = Student(self.source(run), run.row.selftrain.rounds, run.row.selftrain.ignore_uncertain)
-        dataset = student.find()
-        return student.model(dataset) if dataset else None
+        return Student(self.source(run), run.row.selftrain.rounds, run.row.selftrain.ignore_uncertain).find()
 
     def home(self, run: Run) -> Path:
         """Has the run's record, and its lock beside it: the folder of the fold that nnU-Net trains, but for
@@ -192,9 +171,8 @@ class Workplace:
         return self.log(run).with_suffix(".failed")
 
     def lock(self, run: Run) -> Path:
-        """Beside the results, so that two experiments that share a run do not do it at once."""
-        folder = self.home(run)
-        return folder.with_name(f"{folder.name}.lock")
+        """That of the results: two experiments that share a run do not do it at once."""
+        return lock_of(self.home(run))
 
     def predictions(self, run: Run) -> Path:
         """Those on which it is compared: of the test cases, or of the fold's validation cases, once it is trained."""
@@ -202,7 +180,7 @@ class Workplace:
 
     def is_trained(self, run: Run) -> bool:
         model = self.model(run)
-        return model is not None and is_trained(model.folder)
+        return model is not None and model.is_trained
 
     def is_tested(self, run: Run) -> bool:
         """nnU-Net's predictor writes the files one by one; this one is written after the last."""
@@ -217,4 +195,4 @@ class Workplace:
             return State.FAILED
         if self.is_trained(run):
             return State.TRAINED
-        return State.BROKEN if is_begun(self.source(run).folder) else State.WAITING
+        return State.BROKEN if self.source(run).is_begun else State.WAITING

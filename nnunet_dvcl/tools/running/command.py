@@ -7,6 +7,7 @@ import shlex
 import shutil
 import sys
 import sysconfig
+from collections.abc import Mapping
 
 from nnunet_dvcl.errors import UserError
 
@@ -19,15 +20,16 @@ class Command(tuple):
 
     def __str__(self) -> str:
         """As it is typed into a shell."""
-        words = self[len(_OURS) :] if self[: len(_OURS)] == _OURS else self
-        return shlex.join(("nnunet_dvcl", *words) if words is not self else self)
+        return shlex.join(self)
 
     def program(self) -> list[str]:
-        """The words with the program's path: the one beside this Python first.
+        """The words with the program's path: the one beside this Python first; our own is that of this Python.
 
         Raises:
             UserError: there is no such program.
         """
+        if self[0] == "nnunet_dvcl":
+            return [sys.executable, "-m", "nnunet_dvcl.cli", *self[1:]]
         path = os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", os.defpath)])
         program = shutil.which(self[0], path=path)
         if program is None:
@@ -35,21 +37,13 @@ class Command(tuple):
         return [program, *self[1:]]
 
 
-_OURS = (sys.executable, "-m", "nnunet_dvcl.cli")
-
-
-def nnunet_dvcl(*words: object) -> Command:
-    """A command of this package, by this Python."""
-    return Command(*_OURS, *words)
-
-
-def environment(device: str, threads: int, variables: dict[str, str]) -> dict[str, str]:
+def environment(variables: Mapping[str, str], device: str = "", threads: int = 1) -> dict[str, str]:
     """The environment of a command on a device.
 
     A GPU that is named by its number is the only one that the command sees. On a CPU nothing is left to worker
     processes, which no seed reaches; `variables` have the last word.
     """
-    own = {"PYTHONUNBUFFERED": "1"}
+    own = {"PYTHONUNBUFFERED": "1"}  # else the error of a failed command stands before what it printed last
     if device.startswith("cuda:"):
         number, visible = int(device.removeprefix("cuda:")), os.environ.get("CUDA_VISIBLE_DEVICES")
         names = visible.split(",") if visible else None

@@ -11,11 +11,11 @@ import pytest
 
 from nnunet_dvcl.cli import main
 from nnunet_dvcl.errors import UserError
-from nnunet_dvcl.tools.experiment import runner
+from nnunet_dvcl.lock import acquire
+from nnunet_dvcl.tools.experiment import prepare, runner
 from nnunet_dvcl.tools.experiment.runner import run_experiment
 from nnunet_dvcl.tools.experiment.runs import State, all_runs
 from nnunet_dvcl.tools.running.command import Command
-from nnunet_dvcl.tools.running.lock import Lock, is_held
 
 TEST = {"labeled": ["50%"], "folds": 2, "test": 0.34}
 
@@ -49,7 +49,7 @@ def test_the_runs_of_a_file(place):
 def test_nnunets_planner_never_has_zero_workers(place, monkeypatch, said_by, workers, seen):
     monkeypatch.setenv("nnUNet_n_proc_DA", workers if said_by == "shell" else "3")
     here = place(environment={"nnUNet_n_proc_DA": workers} if said_by == "file" else {})
-    runner._call(here, Command("env"), "plan")
+    prepare._call(here, Command("env"), "plan")
     log = (here.folder / "logs" / "plan.log").read_text().splitlines()
     assert [line for line in log if line.startswith("nnUNet_n_proc_DA")] == [f"nnUNet_n_proc_DA={workers}"] * seen
 
@@ -170,23 +170,12 @@ def test_a_gpu_is_one_of_those_that_are_visible(place, fakes, monkeypatch):
 def test_a_run_that_another_process_does_is_left_to_it(place, fakes, capsys):
     here = place()
     first = all_runs(here.experiment)[0]
-    with Lock.acquire(here.lock(first)):
+    with acquire(here.lock(first)):
         assert here.state(first) is State.RUNNING
         assert run_experiment(here) == 0
     assert len(fakes.calls) == 2
     assert "1 run(s) are being done by another process" in capsys.readouterr().out
     assert here.state(first) is State.WAITING
-
-
-def test_a_lock_lives_as_long_as_a_child_that_has_it(tmp_path):
-    lock = Lock.acquire(tmp_path / "lock")
-    child = subprocess.Popen(["sleep", "60"], pass_fds=(lock.descriptor,))
-    lock.release()
-    assert is_held(tmp_path / "lock")
-    assert Lock.acquire(tmp_path / "lock") is None
-    child.kill()
-    child.wait()
-    assert not is_held(tmp_path / "lock")
 
 
 @pytest.fixture
@@ -196,7 +185,7 @@ def started(place, fakes, write):
     action = f"trap 'touch {fakes.folder}/ended.$5; exit 1' TERM; echo $$ > {fakes.folder}/pid.$5; sleep 60 & wait"
     fakes.let("2d_small_seed0", action)
     code = (
-        "import sys; from nnunet_dvcl.tools.experiment import commands; from nnunet_dvcl.cli import main; "
+        "import sys; from nnunet_dvcl.tools.running import command as commands; from nnunet_dvcl.cli import main; "
         f"commands.sysconfig.get_path = lambda _: {str(fakes.folder)!r}; sys.exit(main(sys.argv[1:]))"
     )
     file = write(trainers=["nnUNetTrainer", "nnUNetTrainerSupervised"], devices=["cpu", "cpu"])

@@ -12,6 +12,7 @@ from nnunet_dvcl.tools import selftrain
 from nnunet_dvcl.tools.experiment import runner
 from nnunet_dvcl.tools.experiment.runner import run_experiment
 from nnunet_dvcl.tools.experiment.runs import all_runs
+from nnunet_dvcl.tools.running import command as commands
 from nnunet_dvcl.tools.selftrain import ignore_label, ignore_voxels, is_certain
 from tests.conftest import read_image, write_image
 
@@ -182,7 +183,8 @@ def test_no_number_left(faked):
 
 _SELFTRAIN = """
     #!/bin/sh
-    echo "selftrain $*" >> "$(dirname "$0")/calls"
+    shift 2  # -m nnunet_dvcl.cli
+    echo "$*" >> "$(dirname "$0")/calls"
     model="nnUNetTrainer__nnUNetPlans__2d_small_seed0/fold_0"
     test -e "$nnUNet_results/Dataset901_Tiny/$model/checkpoint_final.pth" || exit 9
     student="Dataset600_Tiny_SelfTrain1"
@@ -202,10 +204,10 @@ ROWS = [
 
 def test_a_row_waits_for_its_teacher_and_tests_the_student(place, fakes, monkeypatch):
     monkeypatch.setattr(runner, "_POLL", 0.02)
-    monkeypatch.setattr(runner, "nnunet_dvcl", lambda *words: runner.Command("fake_selftrain", *words[1:]))
     script = fakes.folder / "fake_selftrain"
     script.write_text(textwrap.dedent(_SELFTRAIN).strip() + "\n")
     script.chmod(0o755)
+    monkeypatch.setattr(commands.sys, "executable", str(script))
     fakes.let("2d_small_seed0", "sleep 0.2")
     here = place(trainers=ROWS, splits={"labeled": ["50%"], "folds": 2, "test": 0.34}, devices=["cpu", "cpu"])
     assert run_experiment(here) == 0

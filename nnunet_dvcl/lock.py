@@ -1,0 +1,82 @@
+"""One process at a time: an open file that it, and the children that inherit it, have to themselves."""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import TextIO
+
+try:
+    import fcntl
+except ModuleNotFoundError:  # Windows, where children do not share a lock
+    import msvcrt
+
+    fcntl = None
+
+_POLL = 0.1  # s
+_print = partial(print, flush=True)
+
+
+def acquire(file: str | Path, patience: float = 0.0) -> TextIO | None:
+    """The lock: it is held until the file is closed here and in every child that was given its descriptor.
+
+    So a training whose parent was killed is still known to run. The system closes the files of a killed process.
+
+    Args:
+        patience: time to wait for another process [s].
+
+    Returns:
+        The open file; None when another process has it.
+    """
+    Path(file).parent.mkdir(parents=True, exist_ok=True)
+    lock = open(file, "a")  # noqa: SIM115 - the caller's to close
+    deadline = time.monotonic() + patience
+    while not _try_lock(lock):
+        if time.monotonic() >= deadline:
+            lock.close()
+            return None
+        time.sleep(_POLL)
+    return lock
+
+
+@contextmanager
+def locked(file: str | Path, log: Callable[[str], object] = _print, waiting: str = "") -> Iterator[TextIO]:
+    """Alone in this block.
+
+    Args:
+        log: is told when another process has to be waited for.
+        waiting: what it is told.
+    """
+    lock = acquire(file)
+    if lock is None:
+        log(waiting or f"Another process does the same work; waiting for it ({file})")
+        lock = acquire(file, patience=math.inf)
+    with lock:
+        yield lock
+
+
+def lock_of(folder: Path) -> Path:
+    """Beside the folder, so that a folder of results holds results alone."""
+    return folder.with_name(f"{folder.name}.lock")
+
+
+def is_held(file: str | Path) -> bool:
+    """Whether some process has the lock now; several may look at once."""
+    try:
+        with open(file) as looking:
+            return not _try_lock(looking, shared=True)
+    except FileNotFoundError:
+        return False
+
+
+def _try_lock(file: TextIO, shared: bool = False) -> bool:
+    try:
+        if fcntl is None:
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        else:
+            fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        return False
+    return True
