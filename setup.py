@@ -66,6 +66,7 @@ setup(
         "packaging>=23",
         "pandas>=2",
         "pydantic>=2",
+        "pydantic-core>=2",
         "PyYAML>=6",
         "scikit-learn>=1.2",
         "scipy>=1.10,<2",

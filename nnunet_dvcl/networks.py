@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import nullcontext
 from contextvars import ContextVar
 from typing import Any
@@ -48,6 +49,15 @@ def ready_to_gather(output: Tensor | list[Tensor]) -> Tensor | list[Tensor]:
     if isinstance(output, (list, tuple)):
         return [with_dense_gradient(output[0]), *output[1:]]
     return with_dense_gradient(output)
+
+
+def tensors_in(state: Any) -> Iterator[Tensor]:
+    """Every tensor of nested dicts and lists, as a state_dict may be."""
+    if isinstance(state, Tensor):
+        yield state
+    elif isinstance(state, (dict, list, tuple)):
+        for value in state.values() if isinstance(state, dict) else state:
+            yield from tensors_in(value)
 
 
 # True in the second run of `run_again_for_gradients`

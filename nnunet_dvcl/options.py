@@ -159,7 +159,11 @@ def is_allowed(field: FieldInfo, value: Any) -> bool:
     return True
 
 
+def closest(name: Any, known: Iterable[str], number: int = 1, cutoff: float = 0.6) -> list[str]:
+    """Up to `number` known names that are spelled like this one, the most similar first."""
+    return difflib.get_close_matches(str(name), list(known), number, cutoff)
+
+
 def did_you_mean(name: Any, known: Iterable[str], prefix: str = "") -> str:
-    """Did you mean ...?, with a space before it; empty where nothing is close."""
-    close = difflib.get_close_matches(str(name), list(known), n=1)
-    return f" Did you mean {prefix}{close[0]}?" if close else ""
+    """A question after a space, "Did you mean ...?"; empty where nothing is close."""
+    return "".join(f" Did you mean {prefix}{meant}?" for meant in closest(name, known))

@@ -209,7 +209,7 @@ def test_plot_features_refuses_what_cannot_be(option, capsys):
 
 def test_export(fake, capsys):
     module = ModuleType("nnunet_dvcl.tools.export.model")
-    module.NETWORKS, calls = {"a": "A", "both": "AB"}, []
+    module.networks_meant, calls = {"a": "A", "both": "AB"}.get, []
     module.export_model = lambda *args: calls.append(args)
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, "nnunet_dvcl.tools.export.model", module)

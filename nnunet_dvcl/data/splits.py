@@ -1,12 +1,12 @@
 """Which cases of a fold are unlabeled: the key ``"unlabeled"`` of ``splits_final.json``, and what may not overlap."""
 
-import difflib
 import json
 from collections.abc import Collection
 from os.path import isfile
 
 from nnunet_dvcl.data.messages import bullet_list
 from nnunet_dvcl.errors import UserError
+from nnunet_dvcl.options import closest
 
 KEY = "unlabeled"
 
@@ -86,7 +86,7 @@ def _shape_problems(split: object) -> list[str]:
                 problems.append(f'"{key}" must be a list of case identifiers (strings)')
             elif key != KEY and not split[key]:
                 problems.append(f'"{key}" is empty')
-        elif difflib.get_close_matches(key.lower(), [KEY]):
+        elif closest(key.lower(), [KEY]):
             problems.append(f'"{key}" is not a key; did you mean "{KEY}"?')
     return problems
 

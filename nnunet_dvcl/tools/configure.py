@@ -15,6 +15,7 @@ from nnunet_dvcl.cascade.previous_stage import check_previous_stage
 from nnunet_dvcl.data.folders import check_configuration, check_name, find_plans_file
 from nnunet_dvcl.data.storage import write_json
 from nnunet_dvcl.errors import UserError
+from nnunet_dvcl.options import did_you_mean
 from nnunet_dvcl.trainers.base.config import check_ssl
 
 # nnU-Net's own keys that most configurations do not have
@@ -110,7 +111,8 @@ def _assign(derived: dict, parent: dict, key: str, value: Any) -> None:
 def _check_own_key(key: str, option: str, known: dict, value: Any) -> None:
     if option not in known:
         raise UserError(
-            f"Unknown key {key}. Known keys here: {', '.join(known)}; also architecture.arch_kwargs.<key>, "
+            f"Unknown key {key}.{did_you_mean(option, known, key.removesuffix(option))} Known keys here: "
+            f"{', '.join(known)}; also architecture.arch_kwargs.<key>, "
             f"{', '.join(_STAGE_KEYS)} and ssl.<key>."
         )
     old = known[option]

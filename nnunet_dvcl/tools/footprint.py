@@ -19,9 +19,11 @@ from batchgenerators.utilities.file_and_folder_operations import load_json
 from nnunetv2.paths import nnUNet_results
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from nnunet_dvcl import trainers
 from nnunet_dvcl.data.folders import check_configuration, find_plans_file
 from nnunet_dvcl.errors import UserError
+from nnunet_dvcl.networks import tensors_in
+from nnunet_dvcl.tools.trainer_classes import find_trainer_class
+from nnunet_dvcl.trainers.base import nnUNetTrainerPlugin
 
 # How many voxels of a patch stand behind one of the network's coarsest level. With few, patches of two such voxels a
 # side are so small that most of a step does not grow with them; with many, they would fill a workstation.
@@ -34,7 +36,7 @@ _UPDATE = "nnunet_dvcl: update"
 class Footprint:
     """Bytes of a training in float32."""
 
-    held: int  # weights, their gradients, the optimizer's state, banks and queues
+    held: int  # weights, their gradients, optimizers' states, teachers, banks and queues
     loss: int  # the peak of what one step makes up to its loss: activations, what the contrast compares
     update: int  # its peak from then on: activations, gradients
 
@@ -61,15 +63,15 @@ def estimate(
         dataset_name_or_id: as nnU-Net's ``-d``; planned, and preprocessed with these plans.
         configuration: as nnU-Net's ``-c``.
         plans_identifier: as nnU-Net's ``-p``.
-        trainer_name: one of `nnunet_dvcl.trainers`.
+        trainer_name: one of `nnunet_dvcl.trainers`, or of the user's own on the same base.
         **ssl: values that replace those under the configuration's key ``"ssl"``.
 
     Raises:
         UserError: no such plans, configuration or trainer.
     """
-    trainer_class = getattr(trainers, trainer_name, None)
-    if trainer_class is None:
-        raise UserError(f"No trainer {trainer_name} here: nnunet_dvcl trainers lists them.")
+    trainer_class = find_trainer_class(trainer_name)
+    if not issubclass(trainer_class, nnUNetTrainerPlugin):
+        raise UserError(f"{trainer_name} is not of this package: nnunet_dvcl trainers lists those that are.")
     plans_file = find_plans_file(dataset_name_or_id, plans_identifier)
     dataset_json, plans = load_json(join(dirname(plans_file), "dataset.json")), PlansManager(plans_file)
     check_configuration(plans_identifier, plans.available_configurations, configuration)
@@ -135,9 +137,9 @@ def measure(trainer_class: type, plans: dict, configuration: str, dataset_json: 
     """Runs three steps on noise, on the CPU. The third is measured: by then the bank and the queue hold rows."""
 
     class Marked(trainer_class):
-        def _optimize(self, loss: torch.Tensor) -> torch.Tensor:
+        def update_weights(self, loss: torch.Tensor) -> torch.Tensor:
             with torch.profiler.record_function(_UPDATE):
-                return super()._optimize(loss)
+                return super().update_weights(loss)
 
     trainer = Marked(plans, configuration, 0, dataset_json, torch.device("cpu"))
     trainer.initialize()
@@ -180,10 +182,9 @@ def _labeled_noise(trainer) -> dict:
 def _held_between_steps(trainer) -> int:
     parameters = list(chain.from_iterable(group["params"] for group in trainer.optimizer.param_groups))
     state = chain.from_iterable(values.values() for values in trainer.optimizer.state.values())
-    memory = trainer.memory.buffers() if hasattr(trainer, "memory") else []
+    memory = trainer.memory.state_dict() if hasattr(trainer, "memory") else {}
     gradients = parameters
-    tensors = chain(parameters, gradients, (s for s in state if isinstance(s, torch.Tensor)), memory)
-    return sum(tensor.nbytes for tensor in tensors)
+    return sum(tensor.nbytes for tensor in tensors_in([*parameters, *gradients, *state, memory]))
 
 
 def peak_bytes(call: Callable[[], object]) -> int:
@@ -214,7 +215,7 @@ def print_estimate(dataset_name_or_id: str, configuration: str, plans_identifier
     """The table of ``nnunet_dvcl memory``: as configured, and with ``sequential_twins``."""
     arguments = (dataset_name_or_id, configuration, plans_identifier, trainer_name)
     rows = {"as configured": estimate(*arguments)}
-    if hasattr(getattr(trainers, trainer_name).config_class, "sequential_twins"):
+    if len(getattr(find_trainer_class(trainer_name), "student_names", "A")) > 1:
         rows["with ssl.sequential_twins=true"] = estimate(*arguments, sequential_twins=True)
     print(f"{trainer_name}, {configuration}, GiB:")
     print(f"{'':32}{'held':>8}{'a step':>8}{'float32':>9}{'AMP, about':>12}")

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from nnunet_dvcl.errors import UserError
+from nnunet_dvcl.networks import tensors_in
 
 NNUNETS_KEYS = ("network_weights", "trainer_name", "init_args", "current_epoch", "logging", "_best_ema")
 
@@ -100,17 +101,9 @@ def _parts(checkpoint: dict) -> Iterator[str]:
         parts |= {f"companions.{name}": weights for name, weights in state["companions"].items()}
         parts |= {f"memory.{name}": tensors for name, tensors in _by_memory(state["memory"]).items()}
     for name, part in parts.items():
-        tensors = list(_tensors(part))
+        tensors = list(tensors_in(part))
         numbers, size = sum(tensor.numel() for tensor in tensors), sum(tensor.nbytes for tensor in tensors)
         yield f"{name:<24}{numbers:>14,}{size / 2**20:>10.2f}"
-
-
-def _tensors(part: Any) -> Iterator[Tensor]:
-    if isinstance(part, Tensor):
-        yield part
-    elif isinstance(part, (dict, list, tuple)):
-        for value in part.values() if isinstance(part, dict) else part:
-            yield from _tensors(value)
 
 
 def _by_memory(memory: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:

@@ -11,19 +11,23 @@ from nnunet_dvcl.errors import UserError
 
 
 def find_trainer_class(name: str) -> type[nnUNetTrainer]:
-    """One of ours, of nnU-Net's, or of the user's own in ``nnUNet_extTrainer``.
+    """One of ours that trains, of nnU-Net's, or of the user's own in ``nnUNet_extTrainer``.
 
     Raises:
         UserError: there is no such trainer.
     """
-    ours = getattr(trainers, name, None)
-    if ours is not None:
-        return ours
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):  # the finder tells its whole way
-            return recursive_find_trainer_class_by_name(name)
-    except RuntimeError as error:
-        raise UserError(
-            f"There is no trainer {name}. Ours are listed by nnunet_dvcl trainers; nnU-Net's own are nnUNetTrainer and "
-            "its variants."
-        ) from error
+    if name != "nnUNetTrainerSSL":  # the base of the methods does not train
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(RuntimeError):  # the finder tells its way
+            return getattr(trainers, name, None) or recursive_find_trainer_class_by_name(name)
+    raise UserError(
+        f"There is no trainer {name}. Ours are listed by nnunet_dvcl trainers; nnU-Net's own are nnUNetTrainer and its "
+        "variants."
+    )
+
+
+def preset_assignments(name: str | None) -> list[str]:
+    """``key=value`` of what a trainer's preset of this name wants; none without a name."""
+    presets = {p.name: p for t in trainers.__all__ if (p := getattr(getattr(trainers, t), "preset", None))}
+    if name is not None and name not in presets:
+        raise UserError(f"There is no preset {name}. There are: {', '.join(presets)}.")
+    return presets[name].assignments if name else []

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from nnunet_dvcl.config import DVCLConfig
 
 from nnunet_dvcl.cascade.previous_stage import next_stages
 from nnunet_dvcl.errors import UserError
 from nnunet_dvcl.tools.configure import configure
+from nnunet_dvcl.trainers.nnUNetTrainerDVCL import DVCLConfig
 
 
 @pytest.fixture
@@ -329,6 +329,6 @@ def test_nothing_to_change(refused):
 
 
 def test_a_preset_for_another_number_of_axes(refused):
-    from nnunet_dvcl.presets import assignments_of
+    from nnunet_dvcl.tools.trainer_classes import preset_assignments
 
-    assert "patch_size is [64, 128, 128], expected 2 numbers" in refused(*assignments_of("paper"), parent="2d")
+    assert "patch_size is [64, 128, 128], expected 2 numbers" in refused(*preset_assignments("paper"), parent="2d")

@@ -79,13 +79,13 @@ def preprocess(d: str, c: list[str], p: str, np: int | None) -> None:
 @command(
     *plan_options("configuration to start from, e.g. 3d_fullres"),
     argument("--name", required=True, help="name of the new configuration"),
-    argument("--preset", choices=("paper",), help="the network and patches of the paper's protocol"),
+    argument("--preset", metavar="{paper}", help="the network and patches of the paper's protocol"),
     argument("assignments", nargs="*", metavar="KEY=VALUE", help="e.g. batch_size=2 ssl.num_epochs=20"),
 )
 def configure(d: str, c: str, p: str, name: str, preset: str | None, assignments: list[str]) -> None:
     """Write a configuration of your own into the plans."""
-    from nnunet_dvcl.presets import assignments_of
     from nnunet_dvcl.tools.configure import configure
+    from nnunet_dvcl.tools.trainer_classes import preset_assignments
 
     # what is given counts after the preset, and so instead of it
-    configure(d, c, name, p, [*(assignments_of(preset) if preset else []), *assignments])
+    configure(d, c, name, p, [*preset_assignments(preset), *assignments])

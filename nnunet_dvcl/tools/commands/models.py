@@ -44,7 +44,7 @@ def plot() -> None:
 
 @command(
     argument("folder", metavar="RESULT_FOLDER", help="a trained model's folder, or a fold's"),
-    argument("--network", choices=("a", "b", "both"), required=True, help="both: two folds, which nnU-Net averages"),
+    argument("--network", required=True, help="a, b, teacher, or both: two folds, which nnU-Net averages"),
     argument("--to", metavar="FOLDER", required=True, help="a new or empty folder"),
     argument("-f", metavar="FOLD", type=fold, help="a number, or all (the only one that is trained)"),
     CHECKPOINT,
@@ -53,10 +53,10 @@ def plot() -> None:
 )
 def export(folder: str, network: str, to: str, f: str | None, chk: str, no_compare: bool, device: str | None) -> None:
     """Write a trained model as a folder that plain nnU-Net predicts from."""
-    from nnunet_dvcl.tools.export.model import NETWORKS, export_model
+    from nnunet_dvcl.tools.export.model import export_model, networks_meant
 
     export_model(folder, network, to, f, chk, not no_compare, device)
-    folds = " ".join(str(number) for number in range(len(NETWORKS[network])))
+    folds = " ".join(str(number) for number in range(len(networks_meant(network))))
     print(f"Wrote {to}. Predict with: nnUNetv2_predict_from_modelfolder -i INPUT -o OUTPUT -m {to} -f {folds}")
 
 

@@ -25,6 +25,7 @@ from nnunet_dvcl.tools.running.process import call, log_of
 from nnunet_dvcl.tools.selftrain import is_semi_supervised, refuse_semi_supervised
 from nnunet_dvcl.tools.split.draw import Splits, group_by, make_splits
 from nnunet_dvcl.tools.split.split_dataset import TEST_FILE, check_scans, read_case_classes
+from nnunet_dvcl.tools.trainer_classes import find_trainer_class
 
 
 @dataclass(frozen=True)
@@ -81,11 +82,7 @@ def _check_trainers(rows: Iterable[Row]) -> None:
     """``UserError`` for a trainer that nnU-Net does not find, or that self-training cannot have."""
     for row in rows:
         name = row.trainer
-        if name == "nnUNetTrainerSSL" or not (is_ours(name) or _nnunet_has(name)):
-            raise UserError(
-                f"There is no trainer {name}. Ours are listed by nnunet_dvcl trainers; nnU-Net's own are nnUNetTrainer "
-                "and its variants."
-            )
+        find_trainer_class(name)
         if row.selftrain is not None:
             refuse_semi_supervised(name)
 
@@ -93,16 +90,6 @@ def _check_trainers(rows: Iterable[Row]) -> None:
 def is_ours(trainer: str) -> bool:
     """Whether it is one of this package's, which can be seeded."""
     return hasattr(trainers, trainer)
-
-
-def _nnunet_has(name: str) -> bool:
-    from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
-
-    with contextlib.redirect_stdout(io.StringIO()):  # the finder tells its whole way
-        try:
-            return recursive_find_trainer_class_by_name(name) is not None
-        except RuntimeError:
-            return False
 
 
 def uses_folder(run: Run) -> bool:

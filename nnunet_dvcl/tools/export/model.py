@@ -1,4 +1,4 @@
-"""``nnunet_dvcl export``: network A, network B or both as a model of plain nnU-Net."""
+"""``nnunet_dvcl export``: a network that a training holds, or both twins, as a model of plain nnU-Net."""
 
 from __future__ import annotations
 
@@ -18,9 +18,7 @@ from nnunet_dvcl.errors import UserError
 from nnunet_dvcl.tools.device import find_device
 from nnunet_dvcl.tools.export import comparison
 from nnunet_dvcl.tools.model_folders import TrainedFold, choose_checkpoints, find_folds, load_checkpoint
-
-NETWORKS = {"a": "A", "b": "B", "both": "AB"}
-"""What can be exported -> the networks, each of which becomes a fold."""
+from nnunet_dvcl.tools.trainer_classes import find_trainer_class
 
 _CHECKPOINT_KEYS = ("trainer_name", "init_args", "inference_allowed_mirroring_axes")
 _MODEL_FILES = ("plans.json", "dataset.json", "dataset_fingerprint.json")
@@ -35,10 +33,16 @@ class _Source(NamedTuple):
     networks: dict[str, comparison.Weights]
 
 
-def _networks(checkpoint: dict) -> dict[str, comparison.Weights]:
-    """The networks that predict: A, and B where there is one."""
-    companions = checkpoint.get("ssl_state", {}).get("companions", {})
-    return {"A": checkpoint["network_weights"]} | {name: companions[name] for name in ("B",) if name in companions}
+def networks_meant(network: str) -> tuple[str, ...]:
+    """Those that become folds: a trainer's own name of one (in lower case for twins), or "both" twins."""
+    return {"a": ("A",), "b": ("B",), "both": ("A", "B")}.get(network, (network,))
+
+
+def _saved_networks(checkpoint: dict) -> dict[str, comparison.Weights]:
+    """Every network that the checkpoint holds, as its trainer knows them; one of nnU-Net's own holds A alone."""
+    if "ssl_state" not in checkpoint:
+        return {"A": checkpoint["network_weights"]}
+    return find_trainer_class(checkpoint["ssl_state"]["trainer"]).saved_networks(checkpoint)
 
 
 def export_model(
@@ -56,7 +60,8 @@ def export_model(
 
     Args:
         result_folder: a trained model's folder, or one of its folds'.
-        network: "a", "b" or "both"; both become two folds, which nnU-Net averages.
+        network: "a", "b", or another that the trainer has, such as "teacher"; "both" twins become two folds, which
+            nnU-Net averages.
         to: a folder that is new or empty.
         fold: which one, where several are trained.
         checkpoint: file name in the fold's folder.
@@ -72,9 +77,10 @@ def export_model(
     if os.path.exists(to) and (not isdir(to) or os.listdir(to)):
         raise UserError(f"{to} exists and is not an empty folder: choose another for --to.")
     source = _read_source(result_folder, fold, checkpoint)
-    names = NETWORKS[network]
+    names = networks_meant(network)
     if absent := [name for name in names if name not in source.networks]:
-        raise UserError(f"{source.file} has no network {absent[0]}: {source.trained.trainer} trains network A alone.")
+        alone = "trains network A alone" if len(source.networks) == 1 else f"has {', '.join(source.networks)}"
+        raise UserError(f"{source.file} has no network {absent[0]}: {source.trained.trainer} {alone}.")
     summaries: dict[str, dict] = {}
     if compare and len(source.networks) > 1:
         summaries = _compare(source, device)
@@ -103,7 +109,7 @@ def _read_source(result_folder: str, fold: str | None, checkpoint: str) -> _Sour
     (name,) = choose_checkpoints(trained, [checkpoint])
     file = join(trained.folder, name)
     content = load_checkpoint(file)
-    return _Source(trained, file, content, _networks(content))
+    return _Source(trained, file, content, _saved_networks(content))
 
 
 def _write(source: _Source, names: Sequence[str], folder: str, summaries: Mapping[str, dict]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import itertools
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -20,6 +19,7 @@ from nnunet_dvcl.data.messages import bullet_list
 from nnunet_dvcl.data.splits import validation_cases
 from nnunet_dvcl.data.storage import complete_cases
 from nnunet_dvcl.errors import UserError
+from nnunet_dvcl.options import closest
 
 _NUM_CASES = 4
 
@@ -56,7 +56,7 @@ def choose_cases(folders: DatasetFolders, fold: int | str, wanted: Sequence[str]
 def _problem(case: str, labeled: set[str], scans: set[str]) -> str:
     if case in scans:
         return f"{case}: has no truth, as it is a scan of imagesTr_unlabeled; choose a labeled case"
-    like = difflib.get_close_matches(case, sorted(labeled), cutoff=0.4) or sorted(labeled)[:3]
+    like = closest(case, sorted(labeled), 3, cutoff=0.4) or sorted(labeled)[:3]
     return f"{case}: is not there; did you mean {', '.join(like)}?"
 
 

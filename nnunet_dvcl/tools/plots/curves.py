@@ -11,10 +11,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from pandas import CategoricalDtype, DataFrame
 
+from nnunet_dvcl import trainers
 from nnunet_dvcl.errors import UserError
 from nnunet_dvcl.figures import curve_styles, draw_curve, plain_style, save_picture, set_log_scale
 from nnunet_dvcl.tools.model_folders import TrainedFold, distinct_labels, find_folds, load_checkpoint
-from nnunet_dvcl.trainers.base.panels import Panel, group
+from nnunet_dvcl.trainers.base.panels import Panel, group, panels_of
 
 HEADER = ["trainer", "configuration", "plans", "fold", "key", "organ", "epoch", "value"]
 DICE, MEAN_DICE, SSL = "dice_per_class_or_region", "mean_fg_dice", "ssl/"
@@ -44,9 +45,17 @@ def plot_curves(result_folders: Sequence[str], output_folder: str, keys: Sequenc
         panel = Panel("", "pseudo Dice")
         _plot(dice, "organ", {panel: dice["organ"].unique()}, output_folder, "curves_dice")
         if chosen:
-            _plot(logged[logged["name"].isin(chosen)], "name", group(chosen), output_folder, "curves_ssl")
+            _plot(
+                logged[logged["name"].isin(chosen)], "name", group(chosen, _panels(logged)), output_folder, "curves_ssl"
+            )
         else:
             print("No curves_ssl: none of these trainings logged a value of nnunet_dvcl.")
+
+
+def _panels(logged: DataFrame) -> list[Panel]:
+    """Those of the trainers that are drawn; of one that is not here, those of the base."""
+    names = logged["trainer"].unique()
+    return panels_of(*(getattr(trainers, name, trainers.nnUNetTrainerSSL) for name in names))
 
 
 def _choose(patterns: Sequence[str], logged: Sequence[str]) -> list[str]:

@@ -6,7 +6,6 @@ from datetime import date
 from pathlib import Path
 
 import pytest
-from nnunet_dvcl.config import check_ssl
 
 from nnunet_dvcl import trainers
 from nnunet_dvcl.errors import UserError
@@ -19,6 +18,7 @@ from nnunet_dvcl.tools.experiment.experiment_file import (
     read_experiment,
 )
 from nnunet_dvcl.tools.experiment.runs import all_runs
+from nnunet_dvcl.trainers.base.config import check_ssl
 
 ROOT = Path(__file__).parents[3]
 
