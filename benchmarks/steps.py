@@ -113,7 +113,7 @@ def contrast_over_dense_head(size: Size, device: torch.device, repeats: int) -> 
 def _contrast(trainer, size: Size):
     """The contrastive terms on kept outputs of the networks, and their gradients: a function without arguments."""
     step = kept_step(trainer, size)
-    step.features.update((name, tap.pop()) for name, tap in trainer.taps.items())
+    trainer.after_forward(step)
     voxels = {name: trainer._select(step, name) for name in trainer.student_names}
     leaves = {name: v.features.detach().requires_grad_() for name, v in voxels.items()}
     voxels = {name: v._replace(features=leaves[name]) for name, v in voxels.items()}

@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from itertools import repeat
 from pathlib import Path
 
@@ -168,7 +169,7 @@ def state(trainer) -> dict[str, object]:
     """Everything that training changes, flat."""
     flat = {}
     for name, module in (*trained_modules(trainer).items(), ("memory", getattr(trainer, "memory", nn.Module()))):
-        flat |= {f"{name}.{key}": value.clone() for key, value in unwrap(module).state_dict().items()}
+        flat |= {f"{name}.{key}": deepcopy(value) for key, value in unwrap(module).state_dict().items()}
     optimizer = trainer.optimizer.state_dict()
     for i, slots in optimizer["state"].items():
         flat |= {f"optimizer.{i}.{key}": torch.as_tensor(value).clone() for key, value in slots.items()}
@@ -182,6 +183,10 @@ def check_same(expected: dict, found: dict) -> None:
 
 
 def same(a, b) -> bool:
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(same, a, b))
     return torch.equal(a, b) if isinstance(a, Tensor) else a == b
 
 

@@ -15,10 +15,6 @@ def noise_step(trainer, progress: float = 0.5) -> Step:
     valid = torch.ones(2, *space, dtype=torch.bool)
     valid[:, :4] = False
     target = torch.randint(0, 3, (2, *space))
-    return Step(image, target, valid, progress, trainer.labels, outputs=outputs)
-
-
-def step_with_features(trainer, step: Step) -> Step:
-    """What `ssl_terms` does first, for a test of what comes after."""
-    step.features.update((name, tap.pop()) for name, tap in trainer.taps.items())
+    step = Step(image, target, valid, progress, trainer.labels, outputs=outputs)
+    trainer.after_forward(step)
     return step

@@ -23,7 +23,7 @@ from naive_distance_aware import (
 from naive_high_quality import make_rows as make_classes
 from naive_high_quality import naive_hqcl
 from naive_pseudo_labels import naive_cps, naive_entropy, naive_split, random_logits
-from noise import noise_step, step_with_features
+from noise import noise_step
 from torch import Tensor
 
 from nnunet_dvcl.losses import (
@@ -138,7 +138,7 @@ def test_equation_04_entropy(space):
 def test_equation_05_reliable_and_unreliable_masks(start):
     """Each network has its own; padding is in neither."""
     trainer = start(nnUNetTrainerDVCL, "2d_tiny")
-    step = step_with_features(trainer, noise_step(trainer))
+    step = noise_step(trainer)
     masks = []
     for name in "AB":
         voxels = trainer._select(step, name)
@@ -160,7 +160,7 @@ def test_equation_06_threshold(start, alpha):
     assert float(threshold) == pytest.approx(naive_split(entropy.flatten().tolist(), valid.flatten(), alpha)[2])
 
     trainer = start(nnUNetTrainerDVCL, "2d_tiny")
-    step = step_with_features(trainer, noise_step(trainer))
+    step = noise_step(trainer)
     for name in "AB":
         trainer._select(step, name)
         assert step.statistics[f"threshold_{name}"] == pytest.approx(_entropy_split(step, name)[2], rel=1e-5)

@@ -6,7 +6,7 @@ from functools import partial
 import pytest
 import torch
 from naive_pseudo_labels import naive_cps, naive_entropy, naive_split
-from noise import noise_step, step_with_features
+from noise import noise_step
 
 from nnunet_dvcl.losses import complementary_label_contrast, cross_pseudo_supervision
 from nnunet_dvcl.networks import run_with_features
@@ -84,7 +84,7 @@ def _class(row: list[float], label_mode: str) -> int:
 def test_the_roles_of_ignored_voxels(start, label_mode, ignored_as_unlabeled):
     """Eq. 4-7 and 9 as loops: never labeled anchors nor negatives; by their entropy what unlabeled voxels are."""
     trainer = start(nnUNetTrainerDVCL, "2d_tiny", ignored_as_unlabeled=ignored_as_unlabeled)
-    step = step_with_features(trainer, _half_ignored(trainer))
+    step = _half_ignored(trainer)
     for name in "AB":
         voxels = trainer._select(step, name)
         rows = step.logits[name].detach().double().movedim(1, -1).flatten(0, -2).tolist()

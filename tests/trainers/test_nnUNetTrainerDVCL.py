@@ -121,6 +121,7 @@ def test_no_mistake_and_no_unreliable_voxel_is_finite(start):
         logits[name] = network(image)[0] * 0 + sure
     target, valid = torch.zeros(2, 16, 16, 16, dtype=torch.long), torch.ones(2, 16, 16, 16, dtype=torch.bool)
     step = Step(image, target, valid, 0.5, trainer.labels, outputs=logits)
+    trainer.after_forward(step)
     terms = trainer.ssl_terms(step)
     total = sum(term.weight * term.value for term in terms.values())
     total.backward()

@@ -103,8 +103,8 @@ class Adversary:
         image, adversary, number = step.views["A"], self.memory["adversary"], step.num_labeled
         self._shown = maps.detach(), image, number
         with adversary.frozen(), self.autocast():
-            logits = adversary(maps[number:], image[number:]).float()
-        return F.binary_cross_entropy_with_logits(logits, torch.ones_like(logits))
+            logits = adversary(maps[number:], image[number:])
+        return _mean_cross_entropy(logits, torch.ones_like(logits))
 
     def after_step(self) -> None:
         super().after_step()
@@ -113,12 +113,17 @@ class Adversary:
         adversary = self.memory["adversary"]
         adversary.optimizer.zero_grad(set_to_none=True)
         with self.autocast():
-            logits = self._adversary_in_training(maps, image).float()
-        is_labeled = (torch.arange(len(logits), device=logits.device) < number).to(logits.dtype)
-        loss = F.binary_cross_entropy_with_logits(logits, is_labeled)
+            logits = self._adversary_in_training(maps, image)
+        loss = _mean_cross_entropy(logits, torch.arange(len(logits), device=logits.device) < number)
         parameters = list(adversary.parameters())
         update(loss, adversary.optimizer, adversary.scaler, lambda: nn.utils.clip_grad_norm_(parameters, 12))
 
     def on_train_epoch_start(self) -> None:
         super().on_train_epoch_start()
         self._adversary_schedule.step(self.current_epoch)
+
+
+def _mean_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
+    """Over the patches of all ranks: [B] -> []."""
+    total = F.binary_cross_entropy_with_logits(logits.float(), target.float(), reduction="sum")
+    return total / distributed.mean(torch.tensor(len(logits), device=logits.device))

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from nnunet_dvcl.networks import FeatureHead, FeatureTap, last_segmentation_layer
 from nnunet_dvcl.options import Count
 from nnunet_dvcl.trainers.base.nnUNetTrainerSSL import SSLConfig
-from nnunet_dvcl.trainers.base.step import Step, Term
+from nnunet_dvcl.trainers.base.step import Step
 from nnunet_dvcl.voxels.gathering import gather_rows
 
 
@@ -44,9 +44,9 @@ class Features:
         """F, the channels of the feature map; to be overridden where `feature_layer` names another layer."""
         return last_segmentation_layer(network).in_channels
 
-    def ssl_terms(self, step: Step) -> dict[str, Term]:
+    def after_forward(self, step: Step) -> None:
+        super().after_forward(step)
         step.features.update((name, tap.pop()) for name, tap in self.taps.items())
-        return super().ssl_terms(step)
 
     def project(self, name: str, volume: Tensor, index: Tensor) -> Tensor:
         """Features r of single voxels by the head of a student: sampled first, projected after, in float32.

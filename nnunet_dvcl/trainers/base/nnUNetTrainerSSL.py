@@ -42,6 +42,7 @@ class nnUNetTrainerSSL(UnlabeledStream, LoggedValues, nnUNetTrainerPlugin):
     - `student_names`: the networks that get nnU-Net's supervised loss, A and companions by their names,
     - `views`: what each student, or a teacher, sees of the images,
     - `forward`: how a student is run on it,
+    - `after_forward`: what it keeps of the students' runs,
     - `supervised_terms`: nnU-Net's loss of each student on the labeled patches,
     - `ssl_terms`: its terms of the total loss, and what it wants logged,
     - `before_backward`: what it wants to look at between the terms and their gradients,
@@ -97,6 +98,9 @@ class nnUNetTrainerSSL(UnlabeledStream, LoggedValues, nnUNetTrainerPlugin):
         if self.config.sequential_twins:
             return run_again_for_gradients(self.students()[name], image)
         return self.students()[name](image)
+
+    def after_forward(self, step: Step) -> None:
+        """Nothing by default."""
 
     def supervised_terms(self, step: Step) -> dict[str, Term]:
         """Each student's loss on the labeled patches (DVCL, Eq. 1); nnU-Net's own curve shows the first one."""
@@ -176,6 +180,7 @@ class nnUNetTrainerSSL(UnlabeledStream, LoggedValues, nnUNetTrainerPlugin):
         with self.autocast():
             for name in self.students():
                 step.outputs[name] = ready_to_gather(self.forward(name, step.views[name]))
+            self.after_forward(step)
             terms = self.supervised_terms(step)
         terms |= self.ssl_terms(step)
         self.before_backward(step, terms)
