@@ -66,6 +66,10 @@ def on_given_batches(mode: str, tiny) -> Jobs:
             {"given": given(tiny, name, **EVERYTHING), "batches": padded},
         )
     jobs["compiled"] = ("train", {"given": given(tiny, "DVCL", **EVERYTHING), "batches": batches, "compiled": True})
+    jobs["AllParts"] = (
+        "train",
+        {"given": given(tiny, "AllParts", **SMALL, unlabeled_batch_size=3), "batches": batches},
+    )
     jobs["draws"] = ("draws", {"classes": CLASSES, "per_class": 6, "repeat": 400})
     return jobs
 

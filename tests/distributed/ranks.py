@@ -19,6 +19,19 @@ from nnunet_dvcl import distributed
 from nnunet_dvcl.cascade import next_stage
 from nnunet_dvcl.errors import UserError
 from nnunet_dvcl.networks import unwrap
+from nnunet_dvcl.trainers.base import (
+    Adversary,
+    AdversaryConfig,
+    EMATeacher,
+    EMATeacherConfig,
+    Features,
+    FeaturesConfig,
+    Step,
+    Term,
+    Twins,
+    TwinsConfig,
+    nnUNetTrainerSSL,
+)
 from nnunet_dvcl.voxels.draws import draw_per_class, draw_voxels
 
 TIMEOUT = timedelta(minutes=5)  # ranks that wait for each other are found out
@@ -79,7 +92,28 @@ def _own_part(batch: dict) -> dict:
 def build(trainer: str, configuration: str, plans: dict, dataset_json: dict, ssl: dict, fold: int | str = "all"):
     plans = {**plans, "continue_training": False}
     plans["configurations"][configuration]["ssl"] = ssl
-    return getattr(trainers, trainer)(plans, configuration, fold, dataset_json, torch.device("cpu"))
+    trainer_class = getattr(trainers, trainer, None) or globals()[trainer]
+    return trainer_class(plans, configuration, fold, dataset_json, torch.device("cpu"))
+
+
+class AllPartsConfig(FeaturesConfig, AdversaryConfig, EMATeacherConfig, TwinsConfig):
+    """The values of all parts."""
+
+
+class nnUNetTrainerAllParts(Features, Adversary, EMATeacher, Twins, nnUNetTrainerSSL):
+    """Every part of the base at once: none knows of another."""
+
+    config_class = AllPartsConfig
+
+    def ssl_terms(self, step: Step) -> dict[str, Term]:
+        student, teacher = step.unlabeled_patches(step.logits["B"]), self.teach(step.unlabeled_patches(step.image))
+        distance = (self.labels.channel_probabilities(student) - self.labels.channel_probabilities(teacher)).square()
+        rows = [self.project(name, volume, torch.arange(4)) for name, volume in step.features.items()]
+        return {
+            "fooled": Term.scaled(self.fool(step, self.labels.channel_probabilities(step.logits["A"])), 1.0),
+            "consistency": Term.scaled(step.mean_over_unlabeled(distance.sum(1)), 1.0),
+            "heads": Term(0.0 * sum(row.sum() for row in rows), 1.0),  # DDP wants a gradient of each
+        }
 
 
 def state(trainer) -> dict[str, dict[str, Tensor]]:
@@ -98,7 +132,11 @@ def state(trainer) -> dict[str, dict[str, Tensor]]:
         "memory": trainer.memory.state_dict() if hasattr(trainer, "memory") else {},
         "optimizer": momentum,
     }
-    return {part: {key: value.clone() for key, value in values.items()} for part, values in state.items()}
+    # an adversary has its optimizer in its state
+    return {
+        part: {key: value.clone() for key, value in values.items() if isinstance(value, Tensor)}
+        for part, values in state.items()
+    }
 
 
 # --------------------------------------------------------------------------- a whole training

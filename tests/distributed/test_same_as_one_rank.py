@@ -9,8 +9,8 @@ from torch import Tensor
 
 PADDED = tuple(f"{name}, rank 1 has padding alone" for name in ("DVCL", "DVCL_SimCLR", "CL_VCL"))
 IGNORE = ("ignore", "rank 1 has no voxel")
-JOBS = (*METHODS, *PADDED, "Supervised", "two steps", "compiled", "sequential", "regions", *IGNORE)
-AFTER_A_STEP = ("two steps", "compiled", "rank 1 has no voxel")
+JOBS = (*METHODS, "AllParts", *PADDED, "Supervised", "two steps", "compiled", "sequential", "regions", *IGNORE)
+AFTER_A_STEP = ("AllParts", "two steps", "compiled", "rank 1 has no voxel")
 every_job = pytest.mark.parametrize("job", JOBS)
 # Which candidates are the K nearest and farthest is a matter of rounding where two are almost equally far: these
 # shares, and the loss of predictions of such candidates, can differ a little. Nothing else depends on it.
@@ -122,3 +122,14 @@ def test_every_term_takes_part(results):
         for output in results.one[job]["outputs"]:
             terms = ("cps", "hqcl", "dvcl")
             assert all(output[term] != 0 and math.isfinite(output[term]) for term in terms if term in output), job
+
+
+def test_the_adversary_and_the_teacher_are_those_of_one_rank(results):
+    """It sees two labeled and three unlabeled patches, which the ranks have in unequal parts."""
+    expected = results.one["AllParts"]["memory"]
+    for rank in results.two:
+        for name, value in rank["AllParts"]["memory"].items():
+            # nnU-Net gives the lowest level a weight of 1e-6 for the sake of DDP
+            torch.testing.assert_close(value, expected[name], rtol=1e-3, atol=1e-6)
+    assert any(name.startswith("adversary") for name in expected)
+    assert any(name.startswith("teacher") for name in expected)
