@@ -45,8 +45,8 @@ def convert_dataset(
         dataset_id: XXX, 1 to 999.
         link: link to the images instead of copying them.
         max_unlabeled: take only the first scans for ``imagesTr_unlabeled``, by name.
-        any_count: accept another number of scans than the release is known to have.
-        ignore_geometry: give each segmentation the geometry of its image, wherever it lies itself.
+        any_count: as for `find_scans`.
+        ignore_geometry: as for `renumbered`.
 
     Raises:
         UserError: ``nnUNet_raw`` is not set; the number belongs to another data set; the source is not as the release

@@ -55,13 +55,10 @@ def draw(raw: Path, predictions: dict[str, Path], dice: DataFrame, path: Path) -
     """
     truth_file = min((raw / "labelsTs").glob("*.nii.gz"))
     case = truth_file.name.removesuffix(".nii.gz")
-    image = _read(raw / "imagesTs" / f"{case}_0000.nii.gz")
-    truth = _read(truth_file)
+    image, truth = _read(raw / "imagesTs" / f"{case}_0000.nii.gz"), _read(truth_file)
     columns = {"image": np.zeros_like(truth), "truth": truth}
     for title, folder in predictions.items():
-        columns[f"{title}\n(mean Dice of all test scans {dice.loc['mean', title]:.2f})"] = _read(
-            folder / truth_file.name
-        )
+        columns[f"{title}\n(mean Dice of all test scans {dice[title]['mean']:.2f})"] = _read(folder / truth_file.name)
 
     figure = Figure(figsize=(14, 6.4), layout="constrained")
     axes = figure.subplots(2, len(columns))

@@ -115,9 +115,7 @@ def run_demo(output_folder: str, quick: bool = False) -> None:
     _claim(folder, size)
     runner = Runner(folder)
     print("To type these commands yourself, first set:")
-    for name, value in runner.folders.items():
-        print(f"export {name}={shlex.quote(value)}")
-
+    print(*(f"export {name}={shlex.quote(value)}" for name, value in runner.folders.items()), sep="\n")
     _prepare(runner, size)
     for title, trainer in TRAINERS.items():
         _train_and_predict(runner, folder, title, trainer)
@@ -128,15 +126,15 @@ def run_demo(output_folder: str, quick: bool = False) -> None:
 def _claim(folder: Path, size: Size) -> None:
     """The folder is ours and of this size, or empty; a half-finished demo of another size would be mixed up."""
     settings = folder / "demo.json"
-    wanted = json.loads(json.dumps(asdict(size)))
+    wanted = json.dumps(asdict(size))
     if settings.exists():
-        if json.loads(settings.read_text()) != wanted:
+        if settings.read_text() != wanted:
             raise UserError(f"{folder} holds a demo of another size: delete it, or give another folder with -o.")
         return
     if folder.exists() and any(folder.iterdir()):
         raise UserError(f"{folder} is neither empty nor an earlier demo: give another folder with -o.")
     folder.mkdir(parents=True, exist_ok=True)
-    settings.write_text(json.dumps(wanted))
+    settings.write_text(wanted)
 
 
 def _prepare(runner: Runner, size: Size) -> None:

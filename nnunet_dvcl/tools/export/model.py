@@ -55,9 +55,7 @@ def export_model(
         network: as for `networks_meant`; two become two folds, which nnU-Net averages.
         to: a folder that is new or empty; it is returned.
         fold: which one, where several are trained.
-        checkpoint: file name in the fold's folder.
-        compare: predict the fold's validation cases with each network.
-        device: for that, as for `find_device`.
+        compare: predict the fold's validation cases with each network, on a device as for `find_device`.
 
     Raises:
         UserError: nothing to export, a folder that holds something, or a model that would not predict the same.

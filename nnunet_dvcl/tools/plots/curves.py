@@ -29,10 +29,8 @@ def plot_curves(result_folders: Sequence[str], output_folder: str, keys: Sequenc
     Writes ``curves_dice`` (a panel an organ and one of the mean) and, where a trainer of this package logged any,
     ``curves_ssl`` (a panel a value), as PNG, SVG and CSV.
 
-    Args:
-        result_folders: of trained models, with all their folds, or of single folds.
-        output_folder: made where it does not exist.
-        keys: which logged values ``curves_ssl`` shows: names without "ssl/", or patterns as in file names.
+    `result_folders` are those of trained models, with all their folds, or of single folds. `keys` are the logged values
+    that ``curves_ssl`` shows: names without "ssl/", or patterns as in file names.
 
     Raises:
         UserError: a folder is no trained model's, the models have different organs, or no logged value has such a key.

@@ -56,13 +56,9 @@ def plot_features(
     Writes ``features.png``, ``.svg`` and ``.csv``. Features are those that network A's head makes, or, of a trainer
     without a feature head, the decoder's last feature map.
 
-    Args:
-        dataset_name_or_id, configuration, fold, trainers, plans_identifier: as for nnU-Net's commands.
-        output_folder: made where it does not exist.
-        cases: labeled cases; without any the first validation cases of the fold.
-        checkpoints: names of files; without any the best and the last.
-        device: as for `find_device`.
-        num_voxels: drawn in each panel, half of them unreliable.
+    Trainings are named as for nnU-Net's commands, the device as for `find_device`. Without `cases`, the first
+    validation cases of the fold are shown; without `checkpoints`, the best and the last. Half of the `num_voxels` of a
+    panel are unreliable.
 
     Raises:
         UserError: a trainer is not trained, or a case is unknown, has no truth, or no prediction of the previous stage.

@@ -59,17 +59,12 @@ def draw_features(
     Two rounds over the tiles: the split needs the entropy of every voxel, and features are kept of drawn voxels alone.
 
     Args:
-        network: as it deploys.
-        cases: name -> case.
-        patch_size, batch_size: of the plans.
-        labels: what the network's output means.
         count: up to half of it reliable and half unreliable voxels, of the true classes as evenly as their sizes allow.
         entropy_alpha: α of the split.
         title: of the progress bar.
 
     Returns:
-        The ``case``, ``truth`` and ``predicted`` class, ``entropy`` in nats of n voxels, and whether each is
-        ``reliable``; features [n, d] float32.
+        ``case``, ``truth``, ``predicted``, ``entropy`` [nats] and ``reliable`` of n voxels; features [n, d] float32.
 
     Raises:
         UserError: too few voxels for a picture.
@@ -77,7 +72,7 @@ def draw_features(
     number = sum(len(windows(case.truth.shape[1:], patch_size, batch_size)) for case in cases.values())
 
     def known_voxels(what: str) -> Iterator[tuple[str, Tensor, Tensor, Tensor]]:
-        """Case, image, and which voxels [n] of each tile have a known truth: their indices, and their classes."""
+        """Of each tile the case, the image, and the indices and true classes [n] of the voxels that have one."""
         every = ((name, *tile) for name, case in cases.items() for tile in tiles(case, patch_size, batch_size))
         for name, image, truth in tqdm(every, f"{title}, {what}", number, unit="tile"):
             classes = labels.of_label_map(truth).flatten()

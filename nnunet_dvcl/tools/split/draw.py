@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from hashlib import sha256
 from itertools import accumulate
 from typing import NamedTuple
@@ -18,8 +17,7 @@ from nnunet_dvcl.errors import UserError
 Fold = dict[str, list[str]]
 
 
-@dataclass(frozen=True)
-class Splits:
+class Splits(NamedTuple):
     """What a data set is divided into; all lists are sorted."""
 
     folds: list[Fold]  # "train", "val", "unlabeled", as in splits_final.json
@@ -58,13 +56,12 @@ def make_splits(
         expected_classes: those that must occur among the labeled cases of every fold.
         labeled: share of a fold's training cases that keep their label, in (0, 1]; or
         count: their number. Exactly one of the two is given.
-        unlabeled: number of a fold's other training cases that train without their label; the rest is left out of the
-            fold. None: all.
+        unlabeled: number of a fold's other training cases that train without; the rest is left out. None: all.
         test: share of all cases that is kept for testing, in [0, 1).
         num_folds: at least 2.
         seed: another seed, another draw.
-        groups: case -> group, for instance its patient. A group is never divided between lists, so that a number is one
-            that is not exceeded. None: each case by itself.
+        groups: case -> group, for instance its patient, or None. A group is never divided between lists, so that a
+            number is one that is not exceeded.
         stratify: let folds, test cases and labeled cases have each class about equally often.
 
     Raises:
@@ -107,11 +104,7 @@ def make_splits(
 
 
 def group_by(cases: Iterable[str], pattern: str) -> dict[str, str]:
-    """Case -> group: what the regular expression finds in its identifier, its parentheses alone where it has some.
-
-    Raises:
-        UserError: no regular expression, or a case in which it finds nothing.
-    """
+    """Case -> what `find_group` finds; ``UserError`` for no regular expression, or a case in which it finds nothing."""
     try:
         groups = {case: find_group(case, pattern) for case in cases}
     except re.error as error:
@@ -122,7 +115,7 @@ def group_by(cases: Iterable[str], pattern: str) -> dict[str, str]:
 
 
 def find_group(case: str, pattern: str) -> str | None:
-    """As `group_by`; None where the expression finds nothing."""
+    """What a regular expression finds in a case's identifier, its parentheses alone where it has some, or None."""
     match = re.search(pattern, case)
     return match and ("/".join(group or "" for group in match.groups()) or match[0])
 

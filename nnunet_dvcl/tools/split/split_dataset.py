@@ -31,13 +31,10 @@ _NUM_THREADS = 4  # a segmentation in memory each; reading and comparing release
 def split_dataset(
     dataset_name_or_id: str, *, group_pattern: str | None = None, force: bool = False, **options
 ) -> Splits:
-    """Draws the splits of a data set and writes them where nnU-Net reads them: test cases, where there are any, too.
+    """Draws the splits of a data set, preprocessed or raw alone, and writes them where nnU-Net reads them.
 
-    Args:
-        dataset_name_or_id: as nnU-Net's ``-d``; preprocessed, or raw alone.
-        group_pattern: for `group_by`.
-        force: replace files that are there; the old ones get ``.bak`` behind their names.
-        options: as for `make_splits`.
+    `group_pattern` is for `group_by`, `options` are for `make_splits`. With `force`, files that are there are replaced;
+    the old ones get ``.bak`` behind their names.
 
     Raises:
         UserError: no such data set, files that are there, or what `make_splits` refuses.
@@ -70,15 +67,9 @@ def split_dataset(
 
 
 def read_case_classes(segmentations: Mapping[str, str], dataset_json: dict) -> dict[str, list[str]]:
-    """The labels, or regions, that occur in each case.
+    """Case -> the labels, or regions, that occur in its segmentation; ``UserError`` where it cannot be read.
 
     Not in what preprocessing keeps: a small organ may be lost in a coarser configuration.
-
-    Args:
-        segmentations: case -> file, at full size.
-
-    Raises:
-        UserError: a file that cannot be read.
     """
     example = next(iter(segmentations.values()))
     reader = determine_reader_writer_from_dataset_json(dataset_json, example, verbose=False)()
