@@ -58,8 +58,7 @@ class TrainedFold(NamedTuple):
 def find_folds(result_folder: str) -> list[TrainedFold]:
     """The folds below a trained model's folder that have a checkpoint, or the one fold that the folder is.
 
-    Raises:
-        UserError: no such folder, it is not a trained model's, or nothing is saved there yet.
+    ``UserError`` where there is no such folder, it is not a trained model's, or nothing is saved there yet.
     """
     folder = abspath(result_folder)
     if not isdir(folder):
@@ -79,8 +78,7 @@ def find_folds(result_folder: str) -> list[TrainedFold]:
 def find_trained(dataset_name_or_id: str, trainer: str, plans: str, configuration: str, fold: int | str) -> TrainedFold:
     """The result folder of a training, named as for nnU-Net's commands.
 
-    Raises:
-        UserError: no such data set or plans, or it is not trained; gives the command that trains it.
+    ``UserError`` where there is no such data set or plans, or it is not trained: gives the command that trains it.
     """
     dataset = basename(dirname(find_plans_file(dataset_name_or_id, plans)))
     if not nnUNet_results.is_set():

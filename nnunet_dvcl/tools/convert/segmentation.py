@@ -7,9 +7,7 @@ import nibabel
 import numpy as np
 from nibabel.affines import apply_affine, voxel_sizes
 
-TOLERANCE = 0.1
-"""Voxels by which the places of a corner may differ in the image and in the segmentation."""
-
+TOLERANCE = 0.1  # voxels by which the places of a corner may differ in the image and in the segmentation
 _UNKNOWN = 255
 
 
@@ -18,11 +16,7 @@ class BadScan(ValueError):
 
 
 def load_image(file: str) -> nibabel.Nifti1Image:
-    """Header and place of an image; its voxels are not read.
-
-    Raises:
-        BadScan: no NIfTI file, not of three dimensions, or without a usable geometry.
-    """
+    """A NIfTI file of three dimensions with a usable geometry, else `BadScan`; its voxels are not read."""
     try:
         image = nibabel.load(file)
         affine, shape = image.affine, image.shape
@@ -40,10 +34,8 @@ def renumbered(
 ) -> nibabel.Nifti1Image:
     """A segmentation with nnU-Net's labels (uint8), in exactly the geometry of its image.
 
-    With `ignore_geometry` only the shapes must agree.
-
-    Raises:
-        BadScan: a file that cannot be read, another geometry than the image's, a value that is not known, no organ.
+    `BadScan` for a file that cannot be read, a value that is not known, no organ, or another geometry than the image's;
+    with `ignore_geometry` only the shapes must agree.
     """
     image, segmentation = load_image(image_file), load_image(label_file)
     if segmentation.shape != image.shape:

@@ -5,6 +5,7 @@ y towards the back, x towards the patient's left. An organ is a chain of balls t
 """
 
 import json
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 
@@ -126,14 +127,12 @@ def _body(points: np.ndarray) -> np.ndarray:
     return np.select([radius < 0.86, radius < 0.93, radius < 1.0], [FAT, MUSCLE, FAT], AIR)
 
 
-def _bowel(rng: np.random.Generator) -> list[tuple[float, np.ndarray]]:
+def _bowel(rng: np.random.Generator) -> Iterator[tuple[float, np.ndarray]]:
     """Loops that look like organs and belong to none: (intensity, balls [3, 4]) each."""
-    loops = []
     for _ in range(6):
         center = rng.uniform([-75, -55, -70], [-5, 5, 70])
         places = center + rng.normal(0, 18, (3, 3))
-        loops.append((rng.uniform(20, 130), np.column_stack([places, rng.uniform(8, 13, 3)])))
-    return loops
+        yield rng.uniform(20, 130), np.column_stack([places, rng.uniform(8, 13, 3)])
 
 
 def _vary(rng: np.random.Generator, balls: tuple[tuple[float, ...], ...]) -> np.ndarray:

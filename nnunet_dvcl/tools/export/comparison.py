@@ -27,8 +27,7 @@ AVERAGED = "averaged"
 def preprocessed_validation_cases(predictor: nnUNetPredictor, fold: int | str) -> tuple[DatasetFolders, list[str]]:
     """Where the cases lie, and those that the fold validates on.
 
-    Raises:
-        UserError: they are not known or not preprocessed on this machine, or no network was held back from them.
+    ``UserError`` where they are not known or not preprocessed on this machine, or no network was held back from them.
     """
     folders = DatasetFolders.of(predictor.plans_manager, predictor.configuration_manager)
     if predictor.configuration_manager.previous_stage_name is not None:
@@ -44,9 +43,8 @@ def compare_networks(
 ) -> dict[str, dict]:
     """Predicts preprocessed cases as nnU-Net's own validation does, and scores them as it does.
 
-    Returns:
-        The content of nnU-Net's ``summary.json`` for each network by its name, and, under `AVERAGED`, for the mean of
-        their logits, which is what nnU-Net predicts from several folds.
+    Returns the content of nnU-Net's ``summary.json`` for each network by its name, and, under `AVERAGED`, for the mean
+    of their logits, which is what nnU-Net predicts from several folds.
     """
     dataset = folders.dataset_class()(folders.labeled, list(cases))
     with tempfile.TemporaryDirectory(prefix="nnunet_dvcl_") as root:
@@ -72,15 +70,15 @@ def compare_networks(
 
 
 def _score(predictor: nnUNetPredictor, folders: DatasetFolders, predictions: str) -> dict:
-    label_manager = predictor.label_manager
+    labels = predictor.label_manager
     summary = compute_metrics_on_folder(
         join(folders.preprocessed, "gt_segmentations"),
         predictions,
         None,
         predictor.plans_manager.image_reader_writer_class(),
         predictor.dataset_json["file_ending"],
-        label_manager.foreground_regions if label_manager.has_regions else label_manager.foreground_labels,
-        label_manager.ignore_label,
+        labels.foreground_regions if labels.has_regions else labels.foreground_labels,
+        labels.ignore_label,
         num_processes=min(default_num_processes, len(os.listdir(predictions))),
     )
     for case in summary["metric_per_case"]:  # the predictions are gone, and the model may leave this machine

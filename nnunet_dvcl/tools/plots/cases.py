@@ -32,11 +32,7 @@ class Case(NamedTuple):
 
 
 def choose_cases(folders: DatasetFolders, fold: int | str, wanted: Sequence[str]) -> list[str]:
-    """The wanted cases, or the first validation cases of the fold.
-
-    Raises:
-        UserError: a case is unknown (lists names that are like it) or has no truth.
-    """
+    """The wanted cases, or the first validation cases of the fold; ``UserError`` where one is unknown or unlabeled."""
     labeled = complete_cases(folders.labeled, folders.dataset_class())
     cases = list(wanted) or validation_cases(folders.splits_file, fold, labeled)[:_NUM_CASES]
     scans = complete_cases(folders.unlabeled, folders.dataset_class())
@@ -55,11 +51,7 @@ def _problem(case: str, labeled: set[str], scans: set[str]) -> str:
 def load_cases(
     folders: DatasetFolders, names: Sequence[str], previous_stage: PreviousStage | None, label_manager: LabelManager
 ) -> dict[str, Case]:
-    """Preprocessed cases, by nnU-Net's dataset class, which reads what is indexed.
-
-    Raises:
-        UserError: in a cascade, a case has no prediction of the previous stage.
-    """
+    """Preprocessed cases by their names; ``UserError`` where one has no prediction of a cascade's previous stage."""
     if previous_stage is not None:
         previous_stage.check_labeled(names, folders.splits_file)
     dataset = folders.dataset_class()(folders.labeled, list(names), previous_stage and previous_stage.labeled)

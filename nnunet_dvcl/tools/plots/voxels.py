@@ -22,11 +22,7 @@ _FEWEST_VOXELS = 10
 
 
 class FeatureNetwork:
-    """A network with the features that are shown: those of its head, or of the decoder where it has none.
-
-    Raises:
-        NotImplementedError: the network has no U-Net decoder.
-    """
+    """A network, which has a U-Net decoder (else ``NotImplementedError``), and the head whose features are shown."""
 
     def __init__(self, network: nn.Module, head: nn.Module | None, device: torch.device):
         last_segmentation_layer(network)  # there has to be one
