@@ -22,7 +22,7 @@ _FEWEST_VOXELS = 10
 
 
 class FeatureNetwork:
-    """A network, which has a U-Net decoder (else ``NotImplementedError``), and the head whose features are shown."""
+    """A network and its head, or none, whose features are shown; ``NotImplementedError`` without a U-Net decoder."""
 
     def __init__(self, network: nn.Module, head: nn.Module | None, device: torch.device):
         last_segmentation_layer(network)  # there has to be one
