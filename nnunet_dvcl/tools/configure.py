@@ -27,18 +27,15 @@ _PREPROCESSING_KEYS = ("spacing", "normalization_schemes", "use_mask_for_norm", 
 def configure(
     dataset_name_or_id: str, configuration: str, name: str, plans_identifier: str, assignments: list[str]
 ) -> str:
-    """Writes the configuration `name`, which inherits from `configuration`, into the plans file.
+    """Writes the configuration `name`, which inherits from `configuration`, into the plans file; returns its path.
+
+    A derived configuration of that name is replaced.
 
     Args:
-        dataset_name_or_id: as nnU-Net's ``-d``.
-        configuration: the configuration to inherit from.
-        name: the new configuration; a derived one of that name is replaced.
-        plans_identifier: as nnU-Net's ``-p``.
+        dataset_name_or_id, configuration, plans_identifier: as nnU-Net's ``-d``, ``-c`` and ``-p``.
+        name: the new configuration.
         assignments: ``key=value`` with a JSON value (or plain text); keys: nnU-Net's own keys of the configuration,
             ``previous_stage`` and ``next_stage``, ``architecture.arch_kwargs.<key>``, and ``ssl.<key>``.
-
-    Returns:
-        The path of the plans file.
 
     Raises:
         UserError: no such plans or configuration, an unknown key, an impossible value, or a previous stage that does
@@ -112,8 +109,7 @@ def _check_own_key(key: str, option: str, known: dict, value: Any) -> None:
     if option not in known:
         raise UserError(
             f"Unknown key {key}.{did_you_mean(option, known, key.removesuffix(option))} Known keys here: "
-            f"{', '.join(known)}; also architecture.arch_kwargs.<key>, "
-            f"{', '.join(_STAGE_KEYS)} and ssl.<key>."
+            f"{', '.join(known)}; also architecture.arch_kwargs.<key>, {', '.join(_STAGE_KEYS)} and ssl.<key>."
         )
     old = known[option]
     if old is not None and not _is_like(value, old):
@@ -157,17 +153,14 @@ def _check(derived: dict, resolved: dict) -> None:
 
 def _check_stages(kwargs: dict, patch_size: list[int]) -> None:
     stages = kwargs["n_stages"]
-    lists = {"features_per_stage": stages, "strides": stages, "kernel_sizes": stages, "n_conv_per_stage": stages}
-    lists |= {"n_blocks_per_stage": stages, "n_conv_per_stage_decoder": stages - 1}
-    for option, length in lists.items():
-        if isinstance(kwargs.get(option), list) and len(kwargs[option]) != length:
+    per_stage = ("features_per_stage", "strides", "kernel_sizes", "n_conv_per_stage", "n_blocks_per_stage")
+    for option, length in {**dict.fromkeys(per_stage, stages), "n_conv_per_stage_decoder": stages - 1}.items():
+        values, key = kwargs.get(option), f"architecture.arch_kwargs.{option}"
+        if not isinstance(values, list):
+            continue
+        if len(values) != length:
+            raise UserError(f"{key} has {len(values)} entries, expected {length} for n_stages = {stages}.")
+        if any(isinstance(axes, list) and len(axes) != len(patch_size) for axes in values):
             raise UserError(
-                f"architecture.arch_kwargs.{option} has {len(kwargs[option])} entries, expected {length} "
-                f"for n_stages = {stages}."
-            )
-    for option in ("strides", "kernel_sizes"):
-        if isinstance(kwargs[option], list) and any(len(stage) != len(patch_size) for stage in kwargs[option]):
-            raise UserError(
-                f"architecture.arch_kwargs.{option} is {kwargs[option]}, expected one number an axis of "
-                f"patch_size = {patch_size} in each stage."
+                f"{key} is {values}, expected one number an axis of patch_size = {patch_size} in each stage."
             )

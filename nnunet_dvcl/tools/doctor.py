@@ -40,13 +40,11 @@ def check_versions() -> Iterator[Finding]:
         name, version = requirement.name, _installed_version(requirement.name)
         if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
             continue
-        if version is None:
-            yield Finding("FAIL", f"{name} is not installed", f'pip install "{requirement}"')
-        elif not requirement.specifier.contains(version, prereleases=True):
-            text = f"{name} {version}, but {requirement.specifier} is needed"
-            yield Finding("FAIL", text, f'pip install "{requirement}"')
-        else:
+        if version is not None and requirement.specifier.contains(version, prereleases=True):
             yield Finding("ok", f"{name} {version}")
+        else:
+            wrong = "is not installed" if version is None else f"{version}, but {requirement.specifier} is needed"
+            yield Finding("FAIL", f"{name} {wrong}", f'pip install "{requirement}"')
 
 
 def _installed_version(name: str) -> str | None:
@@ -111,12 +109,11 @@ def check_trainers() -> Iterator[Finding]:
 
 def check_folders() -> Iterator[Finding]:
     """nnU-Net's three folders: set, there, writable, and with room."""
-    yield _check_folder("nnUNet_raw", not_writable="warn")  # no training writes there
-    yield _check_folder("nnUNet_preprocessed", not_writable="FAIL")
-    yield _check_folder("nnUNet_results", not_writable="FAIL")
+    for variable in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
+        yield _check_folder(variable)
 
 
-def _check_folder(variable: str, not_writable: Literal["warn", "FAIL"]) -> Finding:
+def _check_folder(variable: str) -> Finding:
     folder = os.environ.get(variable)
     if not folder:
         return Finding("FAIL", f"{variable} is not set", f"export {variable}=/path/to/{variable}")
@@ -124,10 +121,10 @@ def _check_folder(variable: str, not_writable: Literal["warn", "FAIL"]) -> Findi
         return Finding("FAIL", f"{variable}={folder} is not a folder", f"mkdir -p '{folder}', or correct {variable}")
     try:
         # Not os.access: it knows neither read-only mounts of every kind nor quotas.
-        with tempfile.TemporaryFile(dir=folder):
-            pass
+        tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
-        return Finding(not_writable, f"{variable}={folder} is not writable: {error.strerror}", f"chmod u+w '{folder}'")
+        level = "warn" if variable == "nnUNet_raw" else "FAIL"  # no training writes there
+        return Finding(level, f"{variable}={folder} is not writable: {error.strerror}", f"chmod u+w '{folder}'")
     free = shutil.disk_usage(folder).free / 1e9
     if free < LOW_DISK_GB:
         return Finding("warn", f"{variable}={folder}: only {free:.1f} GB free", "make room, or move the folder")

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from copy import deepcopy
-from dataclasses import dataclass
 from decimal import Decimal
-from itertools import accumulate, chain, repeat
+from itertools import accumulate, repeat
 from math import prod
 from os.path import dirname, isdir, join
 from tempfile import TemporaryDirectory
+from typing import NamedTuple
+from unittest.mock import patch
 
 import torch
 from batchgenerators.utilities.file_and_folder_operations import load_json
-from nnunetv2.paths import nnUNet_results
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_dvcl.data.folders import check_configuration, find_plans_file
@@ -32,8 +31,7 @@ GIB = 2**30
 _UPDATE = "nnunet_dvcl: update"
 
 
-@dataclass(frozen=True)
-class Footprint:
+class Footprint(NamedTuple):
     """Bytes of a training in float32."""
 
     held: int  # weights, their gradients, optimizers' states, teachers, banks and queues
@@ -59,15 +57,11 @@ def estimate(
 ) -> Footprint:
     """Runs steps on two small patches of noise and goes on to the plan's patch in a straight line over the voxels.
 
-    Args:
-        dataset_name_or_id: as nnU-Net's ``-d``; planned, and preprocessed with these plans.
-        configuration: as nnU-Net's ``-c``.
-        plans_identifier: as nnU-Net's ``-p``.
-        trainer_name: one of `nnunet_dvcl.trainers`, or of the user's own on the same base.
-        **ssl: values that replace those under the configuration's key ``"ssl"``.
+    The data set, its configuration, plans and trainer are named as for nnU-Net's commands; the trainer is of this
+    package or on its base. `ssl` replaces values under the configuration's key ``"ssl"``.
 
     Raises:
-        UserError: no such plans, configuration or trainer.
+        UserError: no such plans, configuration or trainer, or data that are not preprocessed.
     """
     trainer_class = find_trainer_class(trainer_name)
     if not issubclass(trainer_class, nnUNetTrainerPlugin):
@@ -82,18 +76,19 @@ def estimate(
             f"-d {dataset_name_or_id} -plans_name {plans_identifier} -c {configuration}."
         )
 
-    def footprint(patch: list[int]) -> Footprint:
+    def footprint(size: list[int]) -> Footprint:
         resolved = deepcopy(plans.plans) | {"continue_training": False}
         ssl_options = manager.configuration.get("ssl", {}) | ssl
-        resolved["configurations"][configuration] = manager.configuration | {"patch_size": patch, "ssl": ssl_options}
-        with _temporary_results():
+        resolved["configurations"][configuration] = manager.configuration | {"patch_size": size, "ssl": ssl_options}
+        # a trainer makes its folder: here it is deleted afterwards
+        with TemporaryDirectory() as folder, patch.dict(os.environ, nnUNet_results=folder):
             return measure(trainer_class, resolved, configuration, dataset_json)
 
     patch_size = list(manager.patch_size)
     small, medium = small_patch_sizes(patch_size, manager.pool_op_kernel_sizes)
     if patch_size in (small, medium):
         return footprint(patch_size)
-    (x0, one), (x1, two) = ((prod(patch), footprint(patch)) for patch in (small, medium))
+    (x0, one), (x1, two) = ((prod(size), footprint(size)) for size in (small, medium))
 
     def extrapolated(a: int, b: int) -> int:
         return round(b + (b - a) / (x1 - x0) * (prod(patch_size) - x1))
@@ -117,20 +112,6 @@ def small_patch_sizes(patch_size: list[int], strides: list[list[int]]) -> tuple[
         factors = (2, 2, 2), (4, 4, 2)
     few, more = ([min(n, k * low) for n, k, low in zip(patch_size, factor, least, strict=True)] for factor in factors)
     return few, more
-
-
-@contextmanager
-def _temporary_results() -> Iterator[None]:
-    """A trainer that is made inside of this block has its folder where it is deleted afterwards."""
-    before = nnUNet_results.get()
-    with TemporaryDirectory() as folder:
-        os.environ["nnUNet_results"] = folder
-        try:
-            yield
-        finally:
-            del os.environ["nnUNet_results"]
-            if before is not None:
-                os.environ["nnUNet_results"] = before
 
 
 def measure(trainer_class: type, plans: dict, configuration: str, dataset_json: dict) -> Footprint:
@@ -180,11 +161,10 @@ def _labeled_noise(trainer) -> dict:
 
 
 def _held_between_steps(trainer) -> int:
-    parameters = list(chain.from_iterable(group["params"] for group in trainer.optimizer.param_groups))
-    state = chain.from_iterable(values.values() for values in trainer.optimizer.state.values())
+    parameters = [parameter for group in trainer.optimizer.param_groups for parameter in group["params"]]
     memory = trainer.memory.state_dict() if hasattr(trainer, "memory") else {}
-    gradients = parameters
-    return sum(tensor.nbytes for tensor in tensors_in([*parameters, *gradients, *state, memory]))
+    gradients, state = parameters, [list(values.values()) for values in trainer.optimizer.state.values()]
+    return sum(tensor.nbytes for tensor in tensors_in([parameters, gradients, state, memory]))
 
 
 def peak_bytes(call: Callable[[], object]) -> int:
@@ -219,10 +199,9 @@ def print_estimate(dataset_name_or_id: str, configuration: str, plans_identifier
         rows["with ssl.sequential_twins=true"] = estimate(*arguments, sequential_twins=True)
     print(f"{trainer_name}, {configuration}, GiB:")
     print(f"{'':32}{'held':>8}{'a step':>8}{'float32':>9}{'AMP, about':>12}")
-    for name, footprint in rows.items():
-        numbers = (footprint.held, footprint.step, footprint.total, footprint.mixed_precision)
-        held, step, total, mixed = (number / GIB for number in numbers)
-        print(f"{name:32}{held:8.2f}{step:8.2f}{total:9.2f}{mixed:12.2f}")
+    for name, needed in rows.items():
+        numbers = (needed.held, needed.step, needed.total, needed.mixed_precision)
+        print("{:32}{:8.2f}{:8.2f}{:9.2f}{:12.2f}".format(name, *(number / GIB for number in numbers)))
     print(
         "A CPU trains in float32. On a GPU nnU-Net trains with AMP; CUDA itself needs 1 to 2 GiB more. Estimated from "
         "steps on small patches on this machine's CPU."

@@ -28,9 +28,7 @@ _PLAIN_NUMPY = [
 
 
 def read_plain(file: str) -> dict[str, Any]:
-    """The checkpoint, by ``torch.load(weights_only=True)``: tensors and plain values are made, nothing is called.
-
-    Tensors are mapped from the file and read when they are used.
+    """The checkpoint, of tensors, which are read from the file when they are used, and plain values: nothing is called.
 
     Raises:
         UserError: no checkpoint of nnU-Net, one that holds anything else, or a PyTorch that cannot tell.
@@ -60,11 +58,7 @@ def read_plain(file: str) -> dict[str, Any]:
 
 
 def describe(file: str, checkpoint: dict[str, Any]) -> str:
-    """Trainer, epoch, configuration, parts and their sizes, memories and config, as lines to read.
-
-    Raises:
-        UserError: a checkpoint whose values are not what nnU-Net, or this package, writes.
-    """
+    """What it is, as lines to read; ``UserError`` where values are not what nnU-Net, or this package, writes."""
     try:
         lines = [file, *_training(checkpoint), "", *_parts(checkpoint)]
         if state := checkpoint.get("ssl_state"):

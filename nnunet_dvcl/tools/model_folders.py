@@ -51,15 +51,14 @@ class TrainedFold(NamedTuple):
         return next((join(self.folder, name) for name in self.saved(NEWEST_FIRST)), None)
 
     def organs(self) -> list[str]:
-        """The names that nnU-Net's Dice values have in ``dataset.json``, in their order."""
+        """The names of nnU-Net's Dice values."""
         return organ_names(read_dataset_json(dirname(self.folder)))
 
 
 def find_folds(result_folder: str) -> list[TrainedFold]:
     """The folds below a trained model's folder that have a checkpoint, or the one fold that the folder is.
 
-    Raises:
-        UserError: no such folder, it is not a trained model's, or nothing is saved there yet.
+    ``UserError`` where there is no such folder, it is not a trained model's, or nothing is saved there yet.
     """
     folder = abspath(result_folder)
     if not isdir(folder):
@@ -79,8 +78,7 @@ def find_folds(result_folder: str) -> list[TrainedFold]:
 def find_trained(dataset_name_or_id: str, trainer: str, plans: str, configuration: str, fold: int | str) -> TrainedFold:
     """The result folder of a training, named as for nnU-Net's commands.
 
-    Raises:
-        UserError: no such data set or plans, or it is not trained; gives the command that trains it.
+    ``UserError`` where there is no such data set or plans, or it is not trained: gives the command that trains it.
     """
     dataset = basename(dirname(find_plans_file(dataset_name_or_id, plans)))
     if not nnUNet_results.is_set():
@@ -98,22 +96,16 @@ def find_trained(dataset_name_or_id: str, trainer: str, plans: str, configuratio
 def choose_checkpoints(trained: TrainedFold, wanted: Sequence[str]) -> list[str]:
     """The wanted files, or the best and the last; ``UserError`` where one is not there."""
     chosen = []
-    for names in [(name if name.endswith(".pth") else f"{name}.pth",) for name in wanted] or [BEST, LAST]:
+    for names in [(f"{name.removesuffix('.pth')}.pth",) for name in wanted] or [BEST, LAST]:
         if not (there := trained.saved(names)):
-            raise UserError(
-                f"{trained.folder} has no {' or '.join(names)}. It has {', '.join(trained.saved(NEWEST_FIRST))}: "
-                "choose with -chk."
-            )
+            has = ", ".join(trained.saved(NEWEST_FIRST))
+            raise UserError(f"{trained.folder} has no {' or '.join(names)}. It has {has}: choose with -chk.")
         chosen.append(there[0])
     return chosen
 
 
 def load_checkpoint(file: str) -> dict:
-    """A checkpoint on the CPU, loaded as nnU-Net loads it.
-
-    Raises:
-        UserError: the file is broken, for instance because it is being written.
-    """
+    """A checkpoint on the CPU, loaded as nnU-Net loads it; ``UserError`` where it is broken, or being written."""
     try:
         return torch.load(file, map_location="cpu", weights_only=False)
     except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
@@ -129,11 +121,10 @@ def read_dataset_json(model_folder: str) -> dict:
 
 def organ_names(dataset_json: dict) -> list[str]:
     """The foreground labels by value, as nnU-Net orders them, or its regions as they are listed."""
-    labels = dataset_json["labels"]
-    foreground = [name for name, value in labels.items() if name != "ignore" and value not in (0, [0])]
-    if any(isinstance(value, list) for name, value in labels.items() if name != "ignore"):
-        return foreground
-    return sorted(foreground, key=labels.get)
+    labels = {name: value for name, value in dataset_json["labels"].items() if name != "ignore"}
+    foreground = [name for name, value in labels.items() if value not in (0, [0])]
+    has_regions = any(isinstance(value, list) for value in labels.values())
+    return foreground if has_regions else sorted(foreground, key=labels.get)
 
 
 def class_names(dataset_json: dict) -> list[str]:
@@ -154,9 +145,7 @@ def short_name(trainer: str) -> str:
 def distinct_labels(folds: Sequence[TrainedFold]) -> list[str]:
     """The shortest texts that tell folds apart: the trainer, and whatever else is not the same for all."""
     differing = [field for field in ("configuration", "plans", "fold") if len({getattr(f, field) for f in folds}) > 1]
-    labels = []
-    for fold in folds:
-        values = fold._replace(fold=f"fold {fold.fold}")
-        labels.append(", ".join([short_name(fold.trainer), *(getattr(values, field) for field in differing)]))
+    values = [fold._replace(trainer=short_name(fold.trainer), fold=f"fold {fold.fold}") for fold in folds]
+    labels = [", ".join(getattr(fold, field) for field in ("trainer", *differing)) for fold in values]
     # the same training of two data sets, or on two machines
     return [fold.folder if labels.count(label) > 1 else label for fold, label in zip(folds, labels, strict=True)]

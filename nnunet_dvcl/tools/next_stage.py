@@ -27,17 +27,10 @@ def predict_next_stage(
     device: str | None = None,
     num_processes: int = default_num_processes,
 ) -> list[str]:
-    """Predicts for the next stage what a finished training has not (``nnunet_dvcl predict-next-stage``).
+    """Predicts for the next stages what a finished training has not; returns their folders of predictions.
 
-    Args:
-        dataset_name_or_id, configuration, fold, trainer, plans_identifier: of the trained stage, as for nnU-Net's
-            commands.
-        checkpoint: the name of its file.
-        device: "cpu", "cuda" or "mps"; None: a GPU where there is one.
-        num_processes: that resample and save.
-
-    Returns:
-        The folders with the predictions, one a next stage.
+    The training is named as for nnU-Net's commands, `checkpoint` by its file, `device` as for `find_device`;
+    `num_processes` resample and save.
 
     Raises:
         UserError: not trained, the plans name no next stage, its cases are not preprocessed, or there is no unlabeled

@@ -11,11 +11,7 @@ from nnunet_dvcl.errors import UserError
 
 
 def find_trainer_class(name: str) -> type[nnUNetTrainer]:
-    """One of ours that trains, of nnU-Net's, or of the user's own in ``nnUNet_extTrainer``.
-
-    Raises:
-        UserError: there is no such trainer.
-    """
+    """One of ours that trains, of nnU-Net's, or of the user's in ``nnUNet_extTrainer``; ``UserError`` where none is."""
     if name != "nnUNetTrainerSSL":  # the base of the methods does not train
         with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(RuntimeError):  # the finder tells its way
             return getattr(trainers, name, None) or recursive_find_trainer_class_by_name(name)

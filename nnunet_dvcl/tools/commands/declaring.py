@@ -29,10 +29,8 @@ def one_of(title: str, metavar: str, *commands: Part) -> Part:
 def command(*parts: Part) -> Callable[[Callable[..., int | None]], Part]:
     """Decorator: the function becomes the command of its name. Its docstring is one sentence: what the command does.
 
-    The function takes the arguments by name and returns the exit status; None, as the status: 0.
-
-    Args:
-        parts: the command's arguments in the order of its help, or `one_of` its own commands, which run instead.
+    The function takes the arguments by name and returns the exit status; None is 0. `parts` are the arguments in the
+    order of the help, or `one_of` its own commands, which run instead.
     """
 
     def declare(run: Callable[..., int | None]) -> Part:

@@ -28,14 +28,9 @@ def find_scans(release: Release, source: str, any_count: bool = False) -> list[S
 
     Folders above those that a part's pattern names may have any names, and other files may lie beside.
 
-    Args:
-        release: what to look for.
-        source: the folder that holds the unpacked release; links in it are followed.
-        any_count: accept another number of scans than the release is known to have.
-
     Raises:
-        UserError: no such folder; a scan that is there twice, or has an image or a segmentation alone; a number of
-            scans that is not the release's.
+        UserError: no such folder; a scan that is there twice, or has an image or a segmentation alone; without
+            `any_count`, a number of scans that is not the release's.
     """
     if not isdir(source):
         raise UserError(f"{source} is no folder. Give the folder into which {release.name} was unpacked.")
@@ -57,10 +52,8 @@ def find_scans(release: Release, source: str, any_count: bool = False) -> list[S
 
 
 def _scans(part: Part, source: str, files: Iterable[str]) -> list[Scan]:
-    images = _by_id(part.images, files)
-    labels = _by_id(part.labels, files) if part.labels else {}
-    twice = [" and ".join(paths) for found in (images, labels) for paths in found.values() if len(paths) > 1]
-    if twice:
+    images, labels = _by_id(part.images, files), _by_id(part.labels, files)
+    if twice := [" and ".join(paths) for paths in (*images.values(), *labels.values()) if len(paths) > 1]:
         raise UserError(f"{source} holds {part.name} more than once. Keep one of each:\n{bullet_list(twice)}")
     alone = [f"{labels[i][0]}: there is no image for it" for i in sorted(labels.keys() - images.keys())]
     if part.without_label is None:
@@ -80,9 +73,9 @@ def _scans(part: Part, source: str, files: Iterable[str]) -> list[Scan]:
     ]
 
 
-def _by_id(pattern: str, files: Iterable[str]) -> dict[str, list[str]]:
+def _by_id(pattern: str | None, files: Iterable[str]) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
-    for file in files:
+    for file in files if pattern else ():
         if match := re.search(f"(?:^|/){pattern}{re.escape(ENDING)}$", file):
             found.setdefault(match[1], []).append(file)
     return found

@@ -32,7 +32,7 @@ def convert_dataset(
     any_count: bool = False,
     ignore_geometry: bool = False,
 ) -> str:
-    """Write one of the paper's data sets to ``nnUNet_raw/DatasetXXX_Name``.
+    """Write one of the paper's data sets to ``nnUNet_raw/DatasetXXX_Name``; returns that folder.
 
     Scans with a segmentation become ``imagesTr`` and ``labelsTr``, scans that the release provides to train on without
     become ``imagesTr_unlabeled``, other scans without become ``imagesTs``. Images are not changed. Segmentations are
@@ -45,22 +45,21 @@ def convert_dataset(
         dataset_id: XXX, 1 to 999.
         link: link to the images instead of copying them.
         max_unlabeled: take only the first scans for ``imagesTr_unlabeled``, by name.
-        any_count: accept another number of scans than the release is known to have.
-        ignore_geometry: give each segmentation the geometry of its image, wherever it lies itself.
-
-    Returns:
-        The folder of the data set.
+        any_count: as for `find_scans`.
+        ignore_geometry: as for `renumbered`.
 
     Raises:
         UserError: ``nnUNet_raw`` is not set; the number belongs to another data set; the source is not as the release
             is known to be; scans that cannot be converted (all named, the others are kept).
     """
     raw, release = raw_root(), RELEASES[dataset]
-    scans = _limit_unlabeled(find_scans(release, source, any_count), max_unlabeled)
+    scans = find_scans(release, source, any_count)
+    unlabeled = [scan for scan in scans if scan.folder == IMAGES_FOLDER]
+    scans = [scan for scan in scans if scan.folder != IMAGES_FOLDER] + unlabeled[:max_unlabeled]
     folder = join(raw, f"Dataset{dataset_id:03d}_{release.name}")
     description = _description(dataset, release, sum(scan.label is not None for scan in scans))
-    _check_number(dataset_id, folder)
     finished, unfinished = join(folder, "dataset.json"), join(folder, "dataset.json.unfinished")
+    _check_number(dataset_id, folder)
     _check_owner(folder, [file for file in (finished, unfinished) if isfile(file)], description)
     _check_strays(folder, scans)
 
@@ -88,11 +87,6 @@ def convert_dataset(
     return folder
 
 
-def _limit_unlabeled(scans: list[Scan], max_unlabeled: int | None) -> list[Scan]:
-    unlabeled = [scan for scan in scans if scan.folder == IMAGES_FOLDER][:max_unlabeled]
-    return [scan for scan in scans if scan.folder != IMAGES_FOLDER] + unlabeled
-
-
 def _description(dataset: str, release: Release, num_training: int) -> dict:
     """``dataset.json``"""
     return {
@@ -109,17 +103,15 @@ def _description(dataset: str, release: Release, num_training: int) -> dict:
 
 
 def _check_number(dataset_id: int, folder: str) -> None:
-    prefix = f"Dataset{dataset_id:03d}_"
-    others = [str(name) for name in find_candidate_datasets(dataset_id) if name.startswith(prefix)]
-    others = [name for name in others if name != basename(folder)]
-    if others:
+    prefix, own = f"Dataset{dataset_id:03d}_", basename(folder)
+    if others := [str(name) for name in find_candidate_datasets(dataset_id) if name.startswith(prefix) and name != own]:
         raise UserError(f"The number {dataset_id} belongs to {', '.join(others)}. Choose another one with -d.")
 
 
 def _check_owner(folder: str, described: list[str], description: dict) -> None:
     """What is in the folder must come from the same conversion: others number the organs in another way."""
-    others = [load_json(file) for file in described]
-    foreign = any(other.get(key) != description[key] for other in others for key in ("converted_by", "labels"))
+    found = [load_json(file) for file in described]
+    foreign = any(other.get(key) != description[key] for other in found for key in ("converted_by", "labels"))
     if foreign or (not described and isdir(folder) and os.listdir(folder)):
         raise UserError(f"{folder} was not made by this command. Choose another number with -d, or remove the folder.")
 
@@ -128,8 +120,7 @@ def _check_strays(folder: str, scans: list[Scan]) -> None:
     planned = {file for scan in scans for file in (_image_file(folder, scan), _label_file(folder, scan))}
     folders = sorted({dirname(file) for file in planned})
     present = [join(path, name) for path in folders if isdir(path) for name in sorted(os.listdir(path))]
-    strays = [file for file in present if file not in planned and file.removesuffix(".partial") not in planned]
-    if strays:
+    if strays := [file for file in present if file.removesuffix(".partial") not in planned]:
         raise UserError(
             f"{folder} holds files that do not belong to what is converted now. Remove them, or choose another number "
             f"with -d:\n{bullet_list(strays)}"

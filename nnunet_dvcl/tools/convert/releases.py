@@ -6,24 +6,16 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Part:
-    """Scans of a release that belong together.
+    """Scans of a release that belong together."""
 
-    Attributes:
-        name: for messages.
-        expected: number of scans in the release.
-        case: the case's identifier, with ``{id}`` in it.
-        images: regular expression of an image's path inside of the release, from a folder or a file on, without the
-            file's ending; its group tells the scans of the part apart.
-        labels: the same for the segmentations, or None where there are none.
-        without_label: nnU-Net's folder for a scan without a segmentation; None: each must have one.
-    """
-
-    name: str
-    expected: int
-    case: str
+    name: str  # for messages
+    expected: int  # the number of scans in the release
+    case: str  # the case's identifier, with {id} in it
+    # regular expressions of the path of an image, and of its segmentation where there is one, inside of the release,
+    # from a folder or a file on, without the file's ending; the group tells the scans of the part apart
     images: str
     labels: str | None = None
-    without_label: str | None = None
+    without_label: str | None = None  # nnU-Net's folder for a scan without a segmentation; None: each must have one
 
     def may_have(self, count: int, any_count: bool) -> bool:
         """Whether a download of so many scans can be converted; `any_count`: also one that is not whole.
@@ -37,21 +29,15 @@ class Part:
 
 @dataclass(frozen=True)
 class Release:
-    """A data set as it is distributed.
+    """A data set as it is distributed."""
 
-    Attributes:
-        name: behind the number in nnU-Net's name of the data set.
-        reference: where the data set comes from.
-        organs: organ -> its value in the release's segmentations. The order is that of nnU-Net's labels, 1, 2, ...
-        parts: all that is converted.
-        misprints: a value that occurs by mistake -> the value that is meant.
-    """
-
-    name: str
+    name: str  # behind the number in nnU-Net's name of the data set
     reference: str
-    organs: Mapping[str, int]
+    organs: Mapping[
+        str, int
+    ]  # organ -> its value in the segmentations; the order is that of nnU-Net's labels, 1, 2, ...
     parts: tuple[Part, ...]
-    misprints: Mapping[int, int] = field(default_factory=dict)
+    misprints: Mapping[int, int] = field(default_factory=dict)  # a value that occurs by mistake -> what is meant
 
     @property
     def labels(self) -> dict[str, int]:

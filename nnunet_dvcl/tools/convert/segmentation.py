@@ -5,11 +5,9 @@ from itertools import product
 
 import nibabel
 import numpy as np
-from nibabel.affines import voxel_sizes
+from nibabel.affines import apply_affine, voxel_sizes
 
-TOLERANCE = 0.1
-"""Voxels by which the places of a corner may differ in the image and in the segmentation."""
-
+TOLERANCE = 0.1  # voxels by which the places of a corner may differ in the image and in the segmentation
 _UNKNOWN = 255
 
 
@@ -18,11 +16,7 @@ class BadScan(ValueError):
 
 
 def load_image(file: str) -> nibabel.Nifti1Image:
-    """Header and place of an image; its voxels are not read.
-
-    Raises:
-        BadScan: no NIfTI file, not of three dimensions, or without a usable geometry.
-    """
+    """A NIfTI file of three dimensions with a usable geometry, else `BadScan`; its voxels are not read."""
     try:
         image = nibabel.load(file)
         affine, shape = image.affine, image.shape
@@ -40,14 +34,8 @@ def renumbered(
 ) -> nibabel.Nifti1Image:
     """A segmentation with nnU-Net's labels (uint8), in exactly the geometry of its image.
 
-    Args:
-        label_file: the segmentation.
-        image_file: its image.
-        label_of_value: value in the segmentation -> label.
-        ignore_geometry: only the shapes must agree.
-
-    Raises:
-        BadScan: a file that cannot be read, another geometry than the image's, a value that is not known, no organ.
+    `BadScan` for a file that cannot be read, a value that is not known, no organ, or another geometry than the image's;
+    with `ignore_geometry` only the shapes must agree.
     """
     image, segmentation = load_image(image_file), load_image(label_file)
     if segmentation.shape != image.shape:
@@ -75,12 +63,9 @@ def _labels(file: str, segmentation: nibabel.Nifti1Image, label_of_value: Mappin
     table = np.full(top + 2, _UNKNOWN, np.uint8)  # the last entry is for what lies above or below
     table[list(label_of_value)] = list(label_of_value.values())
     labels = table[np.clip(values.astype(np.int64), -1, top + 1)]
-    unknown = np.unique(values[labels == _UNKNOWN])
-    if unknown.size:
-        raise BadScan(
-            f"{file}: has the value {', '.join(f'{value:g}' for value in unknown[:5])}; known are "
-            f"{', '.join(map(str, sorted(label_of_value)))}"
-        )
+    if unknown := [f"{value:g}" for value in np.unique(values[labels == _UNKNOWN])[:5]]:
+        known = ", ".join(map(str, sorted(label_of_value)))
+        raise BadScan(f"{file}: has the value {', '.join(unknown)}; known are {known}")
     if not labels.any():
         raise BadScan(f"{file}: every voxel is background")
     return labels
@@ -88,8 +73,8 @@ def _labels(file: str, segmentation: nibabel.Nifti1Image, label_of_value: Mappin
 
 def _displacement(image: nibabel.Nifti1Image, segmentation: nibabel.Nifti1Image) -> float:
     """The largest distance between the places of a corner, in voxels (of the image's smallest spacing)."""
-    corners = np.array([[*corner, 1] for corner in product(*((0, n - 1) for n in image.shape))])
-    moved = corners @ (segmentation.affine - image.affine).T
+    corners = list(product(*((0, n - 1) for n in image.shape)))
+    moved = apply_affine(segmentation.affine, corners) - apply_affine(image.affine, corners)
     return float(np.linalg.norm(moved, axis=1).max() / min(voxel_sizes(image.affine)))
 
 

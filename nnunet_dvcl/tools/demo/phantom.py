@@ -5,9 +5,9 @@ y towards the back, x towards the patient's left. An organ is a chain of balls t
 """
 
 import json
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import SimpleITK as sitk
@@ -22,29 +22,21 @@ BODY_RADII = (88.0, 110.0)
 """Half axes [y, x] of the trunk's outline in millimeters."""
 
 
-class Organ(NamedTuple):
-    """Balls (z, y, x, radius) in millimeters, in order along the organ; its intensity in Hounsfield units; how much
-    of the contrast agent it takes up."""
-
-    balls: tuple[tuple[float, float, float, float], ...]
-    intensity: float
-    uptake: float
-
-
-# Painted in this order: where two organs overlap, the later one wins, so that they touch.
+# Balls (z, y, x, radius) in millimeters, in order along the organ; its intensity in Hounsfield units; how much of the
+# contrast agent it takes up. Painted in this order: where two organs overlap, the later one wins, so that they touch.
 _ANATOMY = {
-    "spine": Organ(((90, 53, 0, 19), (-90, 49, 0, 21)), 240, 0.0),
-    "liver": Organ(((25, -2, -52, 45), (30, -28, -12, 31), (36, -42, 24, 14)), 60, 0.5),
-    "spleen": Organ(((44, 34, 66, 18), (22, 30, 77, 20), (2, 24, 76, 15)), 55, 0.6),
-    "stomach": Organ(((46, -2, 46, 23), (20, -32, 48, 23), (0, -44, 20, 15)), 40, 0.1),
-    "pancreas": Organ(((-2, -16, -22, 13), (8, -14, 10, 10), (16, 8, 44, 8)), 45, 0.5),
-    "kidney_right": Organ(((-12, 40, -46, 16), (-34, 34, -56, 19), (-54, 38, -50, 16)), 35, 1.2),
-    "kidney_left": Organ(((-2, 40, 46, 16), (-24, 34, 56, 19), (-44, 38, 50, 16)), 35, 1.2),
-    "vena_cava": Organ(((80, 8, -22, 11), (0, 12, -16, 11), (-80, 20, -13, 10)), 45, 0.9),
-    "aorta": Organ(((80, 24, 9, 11), (0, 20, 7, 10), (-80, 19, 6, 9)), 45, 1.2),
-    "gallbladder": Organ(((-16, -40, -42, 12), (0, -24, -44, 7)), 12, 0.0),
-    "adrenal_right": Organ(((0, 34, -33, 7.5), (14, 28, -28, 7.5)), 40, 0.5),
-    "adrenal_left": Organ(((10, 37, 33, 7.5), (24, 29, 29, 7.5)), 40, 0.5),
+    "spine": (((90, 53, 0, 19), (-90, 49, 0, 21)), 240, 0.0),
+    "liver": (((25, -2, -52, 45), (30, -28, -12, 31), (36, -42, 24, 14)), 60, 0.5),
+    "spleen": (((44, 34, 66, 18), (22, 30, 77, 20), (2, 24, 76, 15)), 55, 0.6),
+    "stomach": (((46, -2, 46, 23), (20, -32, 48, 23), (0, -44, 20, 15)), 40, 0.1),
+    "pancreas": (((-2, -16, -22, 13), (8, -14, 10, 10), (16, 8, 44, 8)), 45, 0.5),
+    "kidney_right": (((-12, 40, -46, 16), (-34, 34, -56, 19), (-54, 38, -50, 16)), 35, 1.2),
+    "kidney_left": (((-2, 40, 46, 16), (-24, 34, 56, 19), (-44, 38, 50, 16)), 35, 1.2),
+    "vena_cava": (((80, 8, -22, 11), (0, 12, -16, 11), (-80, 20, -13, 10)), 45, 0.9),
+    "aorta": (((80, 24, 9, 11), (0, 20, 7, 10), (-80, 19, 6, 9)), 45, 1.2),
+    "gallbladder": (((-16, -40, -42, 12), (0, -24, -44, 7)), 12, 0.0),
+    "adrenal_right": (((0, 34, -33, 7.5), (14, 28, -28, 7.5)), 40, 0.5),
+    "adrenal_left": (((10, 37, 33, 7.5), (24, 29, 29, 7.5)), 40, 0.5),
 }
 
 ORGANS: dict[str, int] = {name: label for label, name in enumerate(_ANATOMY, start=1)}
@@ -52,26 +44,22 @@ ORGANS: dict[str, int] = {name: label for label, name in enumerate(_ANATOMY, sta
 
 
 def make_case(seed: int, shape: tuple[int, int, int] = (32, 40, 48)) -> tuple[np.ndarray, np.ndarray]:
-    """One patient: body, posture, organs, contrast phase and noise are drawn from `seed`.
+    """One patient: image float32 in Hounsfield units and labels uint8 as in ORGANS, [z, y, x] each.
 
-    shape: voxels [z, y, x] of the scan, which always covers FIELD_OF_VIEW.
-    Returns (image [z, y, x] float32 in Hounsfield units, labels [z, y, x] uint8 as in ORGANS).
-    The same seed and shape give the same voxels.
+    The scan always covers FIELD_OF_VIEW. The same seed and shape give the same voxels.
     """
     rng = np.random.default_rng(seed)
     points = _deformed_grid(rng, shape)
     voxel = float(np.mean(voxel_size(shape)))
     contrast = rng.uniform(60, 130)
+    image, labels = _body(points), np.zeros(shape, np.uint8)
 
-    image = _body(points)
     for intensity, balls in _bowel(rng):
         image = _mix(image, intensity, _distance(points, balls), voxel)
-    labels = np.zeros(shape, np.uint8)
-    for name, organ in _ANATOMY.items():
-        distance = _distance(points, _vary(rng, organ.balls))
-        intensity = organ.intensity + organ.uptake * contrast + rng.normal(0, 8)
-        image = _mix(image, intensity, distance, voxel)
-        labels[distance < 0] = ORGANS[name]
+    for label, (balls, intensity, uptake) in enumerate(_ANATOMY.values(), start=1):
+        distance = _distance(points, _vary(rng, balls))
+        image = _mix(image, intensity + uptake * contrast + rng.normal(0, 8), distance, voxel)
+        labels[distance < 0] = label
     noise = rng.normal(0, rng.uniform(15, 25), shape)
     return (image + noise).astype(np.float32), labels
 
@@ -90,19 +78,17 @@ def write_dataset(
     seed: int = 0,
     shape: tuple[int, int, int] = (32, 40, 48),
 ) -> Path:
-    """Writes the phantoms as an nnU-Net raw data set: training scans with and without labels in `imagesTr/` and
-    `imagesTr_unlabeled/`, test scans with their truth in `imagesTs/` and `labelsTs/`. Returns the data set's folder.
+    """Writes a raw data set of nnU-Net, test scans with their truth in `labelsTs/`, and returns its folder.
 
-    seed: patient i is `make_case(seed * 10000 + i)`.
+    Patient i is `make_case(seed * 10000 + i)`.
     """
     folder = Path(raw_folder) / dataset_name
-    streams = [("imagesTr", "labelsTr")] * num_labeled + [("imagesTr_unlabeled", None)] * num_unlabeled
-    streams += [("imagesTs", "labelsTs")] * num_test
-    for i, (images, truth) in enumerate(streams):
+    parts = ["Tr"] * num_labeled + ["Tr_unlabeled"] * num_unlabeled + ["Ts"] * num_test
+    for i, part in enumerate(parts):
         image, labels = make_case(seed * 10000 + i, shape)
-        _write(image, folder / images / f"phantom_{i:03d}_0000.nii.gz")
-        if truth is not None:
-            _write(labels, folder / truth / f"phantom_{i:03d}.nii.gz")
+        _write(image, folder / f"images{part}/phantom_{i:03d}_0000.nii.gz")
+        if part != "Tr_unlabeled":
+            _write(labels, folder / f"labels{part}/phantom_{i:03d}.nii.gz")
     description = {
         "channel_names": {"0": "CT"},
         "labels": {"background": 0, **ORGANS},
@@ -124,8 +110,7 @@ def _write(volume: np.ndarray, path: Path) -> None:
 
 
 def _deformed_grid(rng: np.random.Generator, shape: tuple[int, int, int]) -> np.ndarray:
-    """The place in the standard body [z, y, x, 3] that each voxel of this patient shows: another size, another
-    position and a smooth random deformation (a few long waves a direction)."""
+    """The place in the standard body that each voxel shows [z, y, x, 3]: sized, moved, bent by a few long waves."""
     voxels = np.stack(np.indices(shape), axis=-1)
     grid = (voxels - (np.array(shape) - 1) / 2) * voxel_size(shape)
     points = grid / rng.uniform(0.86, 1.04, 3) + rng.normal(0, [6, 3, 3])
@@ -137,19 +122,17 @@ def _deformed_grid(rng: np.random.Generator, shape: tuple[int, int, int]) -> np.
 
 
 def _body(points: np.ndarray) -> np.ndarray:
-    """Intensities [z, y, x] of a trunk without organs: skin fat, a wall of muscle, inner fat; air around it."""
+    """A trunk without organs: skin fat, a wall of muscle, inner fat; air around it. [z, y, x]."""
     radius = np.hypot(points[..., 1] / BODY_RADII[0], points[..., 2] / BODY_RADII[1])
     return np.select([radius < 0.86, radius < 0.93, radius < 1.0], [FAT, MUSCLE, FAT], AIR)
 
 
-def _bowel(rng: np.random.Generator) -> list[tuple[float, np.ndarray]]:
+def _bowel(rng: np.random.Generator) -> Iterator[tuple[float, np.ndarray]]:
     """Loops that look like organs and belong to none: (intensity, balls [3, 4]) each."""
-    loops = []
     for _ in range(6):
         center = rng.uniform([-75, -55, -70], [-5, 5, 70])
         places = center + rng.normal(0, 18, (3, 3))
-        loops.append((rng.uniform(20, 130), np.column_stack([places, rng.uniform(8, 13, 3)])))
-    return loops
+        yield rng.uniform(20, 130), np.column_stack([places, rng.uniform(8, 13, 3)])
 
 
 def _vary(rng: np.random.Generator, balls: tuple[tuple[float, ...], ...]) -> np.ndarray:

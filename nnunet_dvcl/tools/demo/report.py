@@ -8,12 +8,10 @@ import SimpleITK as sitk
 from matplotlib.colors import to_rgba_array
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from pandas import DataFrame
 
 from nnunet_dvcl.figures import save_image, save_table
 from nnunet_dvcl.tools.demo.phantom import ORGANS
-
-Dice = dict[str, dict[str, float]]
-"""Title, e.g. "nnU-Net" -> organ -> mean Dice over the test cases, in [0, 1]."""
 
 _COLORS = ["#1f77b4", "#e6194b", "#3cb44b", "#ffe119", "#f58231", "#911eb4", "#46f0f0", "#4363d8", "#f032e6", "#bcf60c",
            "#fabebe", "#9a6324"]  # fmt: skip
@@ -27,42 +25,40 @@ def read_dice(summary: Path) -> dict[str, float]:
     return {organ: mean[str(label)]["Dice"] for organ, label in ORGANS.items()}
 
 
-def rows(dice: Dice) -> list[tuple[str, float, float, float]]:
-    """(organ, first, second, difference) for each organ and, last, the mean over the organs."""
-    first, second = dice.values()
-    pairs = [(organ, first[organ], second[organ]) for organ in first]
-    pairs.append(("mean", *(float(np.mean(list(values.values()))) for values in (first, second))))
-    return [(organ, a, b, b - a) for organ, a, b in pairs]
+def compare(dice: dict[str, dict[str, float]]) -> DataFrame:
+    """A row an organ and, last, their mean; a column for each of the two titles, and their "difference".
+
+    dice: title, e.g. "nnU-Net" -> organ -> mean Dice.
+    """
+    table = DataFrame(dice)
+    table.loc["mean"] = table.mean()
+    return table.assign(difference=table.iloc[:, 1] - table.iloc[:, 0])
 
 
-def table(dice: Dice) -> str:
-    """The rows as text, three decimals."""
-    titles = [*dice, "difference"]
-    lines = [f"{'':16}" + "".join(f"{title:>12}" for title in titles)]
-    lines += [f"{organ:16}{a:12.3f}{b:12.3f}{change:+12.3f}" for organ, a, b, change in rows(dice)]
+def table(dice: DataFrame) -> str:
+    """As text, three decimals."""
+    lines = [f"{'':16}" + "".join(f"{title:>12}" for title in dice)]
+    lines += [f"{organ:16}{a:12.3f}{b:12.3f}{change:+12.3f}" for organ, a, b, change in dice.itertuples()]
     rule = "-" * len(lines[0])
     return "\n".join([lines[0], rule, *lines[1:-1], rule, lines[-1]])
 
 
-def write_csv(dice: Dice, path: Path) -> None:
-    """The rows as comma-separated values, four decimals."""
-    lines = ([organ, *(f"{value:.4f}" for value in values)] for organ, *values in rows(dice))
-    save_table(path, ["organ", *dice, "difference"], lines)
+def write_csv(dice: DataFrame, path: Path) -> None:
+    """As comma-separated values, four decimals."""
+    save_table(path, dice.map("{:.4f}".format).rename_axis("organ").reset_index())
 
 
-def draw(raw: Path, predictions: dict[str, Path], dice: Dice, path: Path) -> None:
+def draw(raw: Path, predictions: dict[str, Path], dice: DataFrame, path: Path) -> None:
     """One test case from above and from the front: image, truth and each prediction, as a PNG.
 
     raw: the data set's folder; predictions: title -> folder of its predictions.
     """
     truth_file = min((raw / "labelsTs").glob("*.nii.gz"))
     case = truth_file.name.removesuffix(".nii.gz")
-    image = _read(raw / "imagesTs" / f"{case}_0000.nii.gz")
-    truth = _read(truth_file)
-    means = dict(zip(dice, rows(dice)[-1][1:], strict=False))
+    image, truth = _read(raw / "imagesTs" / f"{case}_0000.nii.gz"), _read(truth_file)
     columns = {"image": np.zeros_like(truth), "truth": truth}
     for title, folder in predictions.items():
-        columns[f"{title}\n(mean Dice of all test scans {means[title]:.2f})"] = _read(folder / truth_file.name)
+        columns[f"{title}\n(mean Dice of all test scans {dice[title]['mean']:.2f})"] = _read(folder / truth_file.name)
 
     figure = Figure(figsize=(14, 6.4), layout="constrained")
     axes = figure.subplots(2, len(columns))

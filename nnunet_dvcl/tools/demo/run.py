@@ -12,6 +12,7 @@ from pathlib import Path
 from nnunet_dvcl.errors import UserError
 from nnunet_dvcl.tools.demo import report
 from nnunet_dvcl.tools.demo.phantom import ORGANS, write_dataset
+from nnunet_dvcl.tools.device import find_device
 from nnunet_dvcl.tools.running.command import Command, environment
 from nnunet_dvcl.tools.running.process import call
 
@@ -25,8 +26,8 @@ TRAINERS = {"nnU-Net": "nnUNetTrainerSupervised", "DVCL": "nnUNetTrainerDVCL"}
 class Size:
     """How much the demo does; shapes in voxels [z, y, x].
 
-    Patches are smaller than the scans: more of them in the same time, and half of them are placed on an organ drawn at
-    random (nnU-Net's foreground oversampling), without which the adrenals are hardly ever found.
+    Patches are smaller than the scans: half of them are placed on an organ drawn at random (nnU-Net's foreground
+    oversampling), without which the adrenals are hardly ever found.
     """
 
     num_labeled: int = 5
@@ -102,12 +103,8 @@ def _show_epoch(line: str) -> None:
 def run_demo(output_folder: str, quick: bool = False) -> None:
     """Makes a phantom data set, trains on it with nnU-Net and with DVCL, predicts, compares.
 
-    Writes ``raw/``, ``preprocessed/``, ``results/``, ``predictions/``, ``logs/``, ``dice.csv`` and ``comparison.png``
-    into `output_folder`. Called again it goes on where it was stopped.
-
-    Args:
-        output_folder: a new folder, or that of an earlier run.
-        quick: a few iterations on tiny scans, which shows that everything runs and teaches the networks nothing.
+    Everything is written into `output_folder`, a new folder, or that of an earlier run, which goes on where it was
+    stopped. `quick` is a few iterations on tiny scans, which teach the networks nothing.
 
     Raises:
         UserError: a command failed (shows its last lines), or the folder holds something else.
@@ -118,13 +115,10 @@ def run_demo(output_folder: str, quick: bool = False) -> None:
     _claim(folder, size)
     runner = Runner(folder)
     print("To type these commands yourself, first set:")
-    for name, value in runner.folders.items():
-        print(f"export {name}={shlex.quote(value)}")
-
+    print(*(f"export {name}={shlex.quote(value)}" for name, value in runner.folders.items()), sep="\n")
     _prepare(runner, size)
-    device = _device()
     for title, trainer in TRAINERS.items():
-        _train_and_predict(runner, folder, title, trainer, device)
+        _train_and_predict(runner, folder, title, trainer)
     _compare(folder)
     print(f"\nWhole demo: {time.perf_counter() - start:.0f} s")
 
@@ -132,23 +126,22 @@ def run_demo(output_folder: str, quick: bool = False) -> None:
 def _claim(folder: Path, size: Size) -> None:
     """The folder is ours and of this size, or empty; a half-finished demo of another size would be mixed up."""
     settings = folder / "demo.json"
-    wanted = json.loads(json.dumps(asdict(size)))
+    wanted = json.dumps(asdict(size))
     if settings.exists():
-        if json.loads(settings.read_text()) != wanted:
+        if settings.read_text() != wanted:
             raise UserError(f"{folder} holds a demo of another size: delete it, or give another folder with -o.")
         return
     if folder.exists() and any(folder.iterdir()):
         raise UserError(f"{folder} is neither empty nor an earlier demo: give another folder with -o.")
     folder.mkdir(parents=True, exist_ok=True)
-    settings.write_text(json.dumps(wanted))
+    settings.write_text(wanted)
 
 
 def _prepare(runner: Runner, size: Size) -> None:
-    title = f"Phantom: {size.num_labeled} labeled, {size.num_unlabeled} unlabeled, {size.num_test} test scans"
     numbers = size.num_labeled, size.num_unlabeled, size.num_test
     runner.step(
         "phantom",
-        f"{title}, {len(ORGANS)} organs",
+        "Phantom: {} labeled, {} unlabeled, {} test scans, {} organs".format(*numbers, len(ORGANS)),
         lambda: write_dataset(runner.folders["nnUNet_raw"], DATASET_NAME, *numbers, shape=size.shape),
     )
     plan = ("nnUNetv2_plan_and_preprocess", "-d", DATASET_ID, "-c", "3d_fullres")
@@ -158,8 +151,7 @@ def _prepare(runner: Runner, size: Size) -> None:
 
 
 def _assignments(size: Size) -> list[str]:
-    """What makes nnU-Net's plan small: four stages, few features, few convolutions where the image is large, and a
-    memory in proportion to the patches."""
+    """What makes nnU-Net's plan small, and the memory of DVCL in proportion to the patches."""
     values = {
         "batch_size": 2,
         "patch_size": size.patch,
@@ -182,13 +174,8 @@ def _assignments(size: Size) -> list[str]:
     return [f"{key}={text.replace(' ', '')}" for key, text in texts.items()]
 
 
-def _device() -> str:
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def _train_and_predict(runner: Runner, folder: Path, title: str, trainer: str, device: str) -> None:
+def _train_and_predict(runner: Runner, folder: Path, title: str, trainer: str) -> None:
+    device = find_device(None)
     train = ("nnUNetv2_train", DATASET_ID, CONFIGURATION, 0, "-tr", trainer, "-device", device)
     # no worker processes: on two cores they would only take time from the training
     threads = {"nnUNet_n_proc_DA": "0", "OMP_NUM_THREADS": str(os.cpu_count())}
@@ -207,7 +194,7 @@ def _train_and_predict(runner: Runner, folder: Path, title: str, trainer: str, d
 
 def _compare(folder: Path) -> None:
     predictions = {title: folder / "predictions" / title for title in TRAINERS}
-    dice = {title: report.read_dice(path / "summary.json") for title, path in predictions.items()}
+    dice = report.compare({title: report.read_dice(path / "summary.json") for title, path in predictions.items()})
     report.write_csv(dice, folder / "dice.csv")
     report.draw(folder / "raw" / DATASET_NAME, predictions, dice, folder / "comparison.png")
     print(f"\n== Dice of each organ on the test scans\n{report.table(dice)}")

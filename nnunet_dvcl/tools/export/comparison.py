@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from os.path import basename, join
-from pathlib import Path
 
-import numpy as np
 import torch
 from nnunetv2.configuration import default_num_processes
-from nnunetv2.evaluation.evaluate_predictions import compute_metrics_on_folder, save_summary_json
+from nnunetv2.evaluation.evaluate_predictions import compute_metrics_on_folder
 from nnunetv2.inference.export_prediction import export_prediction_from_logits
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from torch import Tensor
@@ -28,8 +27,7 @@ AVERAGED = "averaged"
 def preprocessed_validation_cases(predictor: nnUNetPredictor, fold: int | str) -> tuple[DatasetFolders, list[str]]:
     """Where the cases lie, and those that the fold validates on.
 
-    Raises:
-        UserError: they are not known or not preprocessed on this machine, or no network was held back from them.
+    ``UserError`` where they are not known or not preprocessed on this machine, or no network was held back from them.
     """
     folders = DatasetFolders.of(predictor.plans_manager, predictor.configuration_manager)
     if predictor.configuration_manager.previous_stage_name is not None:
@@ -43,30 +41,24 @@ def preprocessed_validation_cases(predictor: nnUNetPredictor, fold: int | str) -
 def compare_networks(
     predictor: nnUNetPredictor, networks: Mapping[str, Weights], folders: DatasetFolders, cases: Sequence[str]
 ) -> dict[str, dict]:
-    """Predicts cases as nnU-Net's own validation does, and scores them as it does.
+    """Predicts preprocessed cases as nnU-Net's own validation does, and scores them as it does.
 
-    Args:
-        predictor: initialized with the model that the networks belong to.
-        networks: name -> weights.
-        folders: of the preprocessed cases and their truth.
-        cases: their identifiers.
-
-    Returns:
-        The content of nnU-Net's ``summary.json`` for each network by its name, and, under `AVERAGED`, for the mean of
-        their logits, which is what nnU-Net predicts from several folds.
+    Returns the content of nnU-Net's ``summary.json`` for each network by its name, and, under `AVERAGED`, for the mean
+    of their logits, which is what nnU-Net predicts from several folds.
     """
     dataset = folders.dataset_class()(folders.labeled, list(cases))
-    names = [*networks, AVERAGED]
     with tempfile.TemporaryDirectory(prefix="nnunet_dvcl_") as root:
-        for name in names:
-            Path(root, name).mkdir()
         for case in tqdm(cases, desc="Validation cases"):
             data, _, _, properties = dataset.load_case(case)
-            logits = {name: _predict(predictor, weights, data[:]) for name, weights in networks.items()}
+            logits = {}
+            for name, weights in networks.items():
+                predictor.list_of_parameters = [weights]
+                logits[name] = predictor.predict_logits_from_preprocessed_data(torch.from_numpy(data[:]))
             logits[AVERAGED] = sum(logits.values()) / len(networks)
-            for name in names:
+            for name, predicted in logits.items():
+                os.makedirs(join(root, name), exist_ok=True)
                 export_prediction_from_logits(
-                    logits[name],
+                    predicted,
                     properties,
                     predictor.configuration_manager,
                     predictor.plans_manager,
@@ -74,33 +66,20 @@ def compare_networks(
                     join(root, name, case),
                     num_threads_torch=torch.get_num_threads(),
                 )
-        truth = join(folders.preprocessed, "gt_segmentations")
-        return {name: _score(predictor, truth, join(root, name)) for name in names}
+        return {name: _score(predictor, folders, join(root, name)) for name in (*networks, AVERAGED)}
 
 
-def write_summary(summary: dict, file: str) -> None:
-    """``summary.json`` in nnU-Net's own form."""
-    Path(file).parent.mkdir(parents=True, exist_ok=True)
-    save_summary_json(summary, file)
-
-
-def _predict(predictor: nnUNetPredictor, weights: Weights, data: np.ndarray) -> Tensor:
-    """Logits [classes, *S]."""
-    predictor.list_of_parameters = [weights]
-    return predictor.predict_logits_from_preprocessed_data(torch.from_numpy(data))
-
-
-def _score(predictor: nnUNetPredictor, truth: str, predictions: str) -> dict:
-    label_manager = predictor.label_manager
+def _score(predictor: nnUNetPredictor, folders: DatasetFolders, predictions: str) -> dict:
+    labels = predictor.label_manager
     summary = compute_metrics_on_folder(
-        truth,
+        join(folders.preprocessed, "gt_segmentations"),
         predictions,
         None,
         predictor.plans_manager.image_reader_writer_class(),
         predictor.dataset_json["file_ending"],
-        label_manager.foreground_regions if label_manager.has_regions else label_manager.foreground_labels,
-        label_manager.ignore_label,
-        num_processes=min(default_num_processes, len(list(Path(predictions).iterdir()))),
+        labels.foreground_regions if labels.has_regions else labels.foreground_labels,
+        labels.ignore_label,
+        num_processes=min(default_num_processes, len(os.listdir(predictions))),
     )
     for case in summary["metric_per_case"]:  # the predictions are gone, and the model may leave this machine
         case |= {key: basename(case[key]) for key in ("prediction_file", "reference_file")}

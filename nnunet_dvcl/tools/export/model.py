@@ -9,10 +9,9 @@ from os.path import basename, dirname, isdir, isfile, join
 from typing import NamedTuple
 
 import torch
-from batchgenerators.augmentations.crop_and_pad_augmentations import center_crop
+from nnunetv2.evaluation.evaluate_predictions import save_summary_json
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
-from torch import Tensor
 
 from nnunet_dvcl.errors import UserError
 from nnunet_dvcl.tools.device import find_device
@@ -25,7 +24,7 @@ _MODEL_FILES = ("plans.json", "dataset.json", "dataset_fingerprint.json")
 
 
 class _Source(NamedTuple):
-    """One fold of a trained model."""
+    """One checkpoint of a trained model, and every network that it holds, as its trainer names them."""
 
     trained: TrainedFold
     file: str
@@ -36,13 +35,6 @@ class _Source(NamedTuple):
 def networks_meant(network: str) -> tuple[str, ...]:
     """Those that become folds: a trainer's own name of one (in lower case for twins), or "both" twins."""
     return {"a": ("A",), "b": ("B",), "both": ("A", "B")}.get(network, (network,))
-
-
-def _saved_networks(checkpoint: dict) -> dict[str, comparison.Weights]:
-    """Every network that the checkpoint holds, as its trainer knows them; one of nnU-Net's own holds A alone."""
-    if "ssl_state" not in checkpoint:
-        return {"A": checkpoint["network_weights"]}
-    return find_trainer_class(checkpoint["ssl_state"]["trainer"]).saved_networks(checkpoint)
 
 
 def export_model(
@@ -60,16 +52,10 @@ def export_model(
 
     Args:
         result_folder: a trained model's folder, or one of its folds'.
-        network: "a", "b", or another that the trainer has, such as "teacher"; "both" twins become two folds, which
-            nnU-Net averages.
-        to: a folder that is new or empty.
+        network: as for `networks_meant`; two become two folds, which nnU-Net averages.
+        to: a folder that is new or empty; it is returned.
         fold: which one, where several are trained.
-        checkpoint: file name in the fold's folder.
-        compare: predict the fold's validation cases with each network.
-        device: "cpu", "cuda" or "mps" for that; None: a GPU where there is one.
-
-    Returns:
-        `to`.
+        compare: predict the fold's validation cases with each network, on a device as for `find_device`.
 
     Raises:
         UserError: nothing to export, a folder that holds something, or a model that would not predict the same.
@@ -109,7 +95,10 @@ def _read_source(result_folder: str, fold: str | None, checkpoint: str) -> _Sour
     (name,) = choose_checkpoints(trained, [checkpoint])
     file = join(trained.folder, name)
     content = load_checkpoint(file)
-    return _Source(trained, file, content, _saved_networks(content))
+    networks = {"A": content["network_weights"]}  # of nnU-Net's own trainers
+    if "ssl_state" in content:
+        networks = find_trainer_class(content["ssl_state"]["trainer"]).saved_networks(content)
+    return _Source(trained, file, content, networks)
 
 
 def _write(source: _Source, names: Sequence[str], folder: str, summaries: Mapping[str, dict]) -> None:
@@ -125,7 +114,8 @@ def _write(source: _Source, names: Sequence[str], folder: str, summaries: Mappin
         if isfile(picture):  # nnU-Net's export to a zip insists on it
             shutil.copy(picture, target)
         if name in summaries:
-            comparison.write_summary(summaries[name], join(target, "validation", "summary.json"))
+            os.mkdir(join(target, "validation"))
+            save_summary_json(summaries[name], join(target, "validation", "summary.json"))
 
 
 def _predictor(file: str, folds: Sequence[int | str], device: torch.device, **options) -> nnUNetPredictor:
@@ -137,31 +127,19 @@ def _predictor(file: str, folds: Sequence[int | str], device: torch.device, **op
 
 
 def _check_same_logits(source: _Source, names: Sequence[str], folder: str) -> None:
-    """Both models on one patch of a validation case, on the CPU, where the same numbers give the same result."""
-    fold, cpu = source.trained.fold, torch.device("cpu")
-    before = _predictor(source.file, (fold,), cpu, use_mirroring=False)
+    """Both models on one patch of noise, on the CPU, where the same numbers give the same result."""
+    cpu = torch.device("cpu")
+    before = _predictor(source.file, (source.trained.fold,), cpu, use_mirroring=False)
     before.list_of_parameters = [source.networks[name] for name in names]
     exported = join(folder, "fold_0", "checkpoint_final.pth")
     after = _predictor(exported, range(len(names)), cpu, use_mirroring=False)
-    patch = _example_patch(before, fold)
+    manager = before.configuration_manager
+    channels = determine_num_input_channels(before.plans_manager, manager, before.dataset_json)
+    size = (1, *manager.patch_size)[-3:]  # a slice has one voxel in depth
+    patch = torch.randn((channels, *size), generator=torch.Generator().manual_seed(0))
     same = torch.equal(*(p.predict_logits_from_preprocessed_data(patch.clone()) for p in (before, after)))
     if not same or before.allowed_mirroring_axes != after.allowed_mirroring_axes:
         raise UserError(f"The exported model does not predict what {source.file} predicts: nothing is written.")
-
-
-def _example_patch(predictor: nnUNetPredictor, fold: str) -> Tensor:
-    """The middle of the first validation case, [channels, *patch size], or noise where there are no cases."""
-    patch_size = predictor.configuration_manager.patch_size
-    size = (1, *patch_size) if len(patch_size) == 2 else tuple(patch_size)
-    try:
-        folders, cases = comparison.preprocessed_validation_cases(predictor, fold)
-    except UserError:
-        channels = determine_num_input_channels(
-            predictor.plans_manager, predictor.configuration_manager, predictor.dataset_json
-        )
-        return torch.randn((channels, *size), generator=torch.Generator().manual_seed(0))
-    data = folders.dataset_class()(folders.labeled, cases[:1]).load_case(cases[0])[0]
-    return torch.from_numpy(center_crop(data[:][None], size)[0][0])
 
 
 def _compare(source: _Source, device: str | None) -> dict[str, dict]:

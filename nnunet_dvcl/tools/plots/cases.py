@@ -31,20 +31,8 @@ class Case(NamedTuple):
     truth: np.ndarray  # [1, Z, Y, X], -1 outside the image
 
 
-class Tile(NamedTuple):
-    """Patches of one case at one place: one of a 3d case, or a few slices in 2d."""
-
-    case: str
-    image: Tensor  # [B, channels, *P] float32
-    truth: Tensor  # [B, *P] int64, nnU-Net's label map; -1: outside the image, or shown by an earlier tile
-
-
 def choose_cases(folders: DatasetFolders, fold: int | str, wanted: Sequence[str]) -> list[str]:
-    """The wanted cases, or the first validation cases of the fold.
-
-    Raises:
-        UserError: a case is unknown (lists names that are like it) or has no truth.
-    """
+    """The wanted cases, or the first validation cases of the fold; ``UserError`` where one is unknown or unlabeled."""
     labeled = complete_cases(folders.labeled, folders.dataset_class())
     cases = list(wanted) or validation_cases(folders.splits_file, fold, labeled)[:_NUM_CASES]
     scans = complete_cases(folders.unlabeled, folders.dataset_class())
@@ -61,16 +49,9 @@ def _problem(case: str, labeled: set[str], scans: set[str]) -> str:
 
 
 def load_cases(
-    folders: DatasetFolders,
-    names: Sequence[str],
-    previous_stage: PreviousStage | None,
-    label_manager: LabelManager,
+    folders: DatasetFolders, names: Sequence[str], previous_stage: PreviousStage | None, label_manager: LabelManager
 ) -> dict[str, Case]:
-    """Preprocessed cases, by nnU-Net's dataset class, which reads what is indexed.
-
-    Raises:
-        UserError: in a cascade, a case has no prediction of the previous stage.
-    """
+    """Preprocessed cases by their names; ``UserError`` where one has no prediction of a cascade's previous stage."""
     if previous_stage is not None:
         previous_stage.check_labeled(names, folders.splits_file)
     dataset = folders.dataset_class()(folders.labeled, list(names), previous_stage and previous_stage.labeled)
@@ -93,20 +74,18 @@ def windows(shape: Sequence[int], patch_size: Sequence[int], batch_size: int) ->
     return [(batch, *place) for place in places for batch in batches]
 
 
-def tiles(name: str, case: Case, patch_size: Sequence[int], batch_size: int) -> Iterator[Tile]:
-    """A case in patches that together show each of its voxels once.
+def tiles(case: Case, patch_size: Sequence[int], batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Patches that together show each voxel of a case once: one patch at a time in 3d, a few slices in 2d.
 
-    Args:
-        name: of the case.
-        case: padded where it is smaller than the patch.
-        patch_size: three numbers, or two for a network that sees slices.
-        batch_size: slices in a tile.
+    Yields:
+        image [B, channels, *P] float32, padded where the case is smaller; truth [B, *P] int64, nnU-Net's label map, -1
+        outside the image and where an earlier patch has shown the voxel.
     """
     image, truth = (torch.from_numpy(np.array(array[:])) for array in case)
     image, truth = (image.transpose(0, 1), truth[0]) if len(patch_size) == 2 else (image[None], truth)
     image = pad_nd_image(image, patch_size)
     truth = pad_nd_image(truth, patch_size, "constant", {"value": -1}).long()
-    for batch, *place in windows(case.truth.shape[1:], patch_size, batch_size):
-        here = (batch, *place)
-        yield Tile(name, image[(batch, slice(None), *place)], truth[here].clone())
+    for here in windows(case.truth.shape[1:], patch_size, batch_size):
+        batch, *place = here
+        yield image[(batch, slice(None), *place)], truth[here].clone()
         truth[here] = -1

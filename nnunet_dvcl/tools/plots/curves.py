@@ -27,12 +27,10 @@ def plot_curves(result_folders: Sequence[str], output_folder: str, keys: Sequenc
     """Draws what was logged in several trainings side by side, one curve a trained fold.
 
     Writes ``curves_dice`` (a panel an organ and one of the mean) and, where a trainer of this package logged any,
-    ``curves_ssl`` (a panel a value) into `output_folder`, as PNG, SVG and CSV.
+    ``curves_ssl`` (a panel a value), as PNG, SVG and CSV.
 
-    Args:
-        result_folders: of trained models, with all their folds, or of single folds.
-        output_folder: made where it does not exist.
-        keys: which logged values ``curves_ssl`` shows: names without "ssl/", or patterns as in file names.
+    `result_folders` are those of trained models, with all their folds, or of single folds. `keys` are the logged values
+    that ``curves_ssl`` shows: names without "ssl/", or patterns as in file names.
 
     Raises:
         UserError: a folder is no trained model's, the models have different organs, or no logged value has such a key.
@@ -41,21 +39,15 @@ def plot_curves(result_folders: Sequence[str], output_folder: str, keys: Sequenc
     logged = table[table["organ"] == ""].assign(name=lambda ssl: ssl["key"].str.removeprefix(SSL))
     chosen = _choose(keys, list(logged["name"].unique()))
     dice = table[table["organ"] != ""]
+    # a trainer that is not here has the panels of the base
+    classes = [getattr(trainers, name, trainers.nnUNetTrainerSSL) for name in logged["trainer"].unique()]
     with plain_style():
-        panel = Panel("", "pseudo Dice")
-        _plot(dice, "organ", {panel: dice["organ"].unique()}, output_folder, "curves_dice")
+        _plot(dice, "organ", {Panel("", "pseudo Dice"): dice["organ"].unique()}, output_folder, "curves_dice")
         if chosen:
-            _plot(
-                logged[logged["name"].isin(chosen)], "name", group(chosen, _panels(logged)), output_folder, "curves_ssl"
-            )
+            shown = logged[logged["name"].isin(chosen)]
+            _plot(shown, "name", group(chosen, panels_of(*classes)), output_folder, "curves_ssl")
         else:
             print("No curves_ssl: none of these trainings logged a value of nnunet_dvcl.")
-
-
-def _panels(logged: DataFrame) -> list[Panel]:
-    """Those of the trainers that are drawn; of one that is not here, those of the base."""
-    names = logged["trainer"].unique()
-    return panels_of(*(getattr(trainers, name, trainers.nnUNetTrainerSSL) for name in names))
 
 
 def _choose(patterns: Sequence[str], logged: Sequence[str]) -> list[str]:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from os.path import dirname, join
 
 import numpy as np
 import pandas as pd
-import torch
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
@@ -57,14 +56,9 @@ def plot_features(
     Writes ``features.png``, ``.svg`` and ``.csv``. Features are those that network A's head makes, or, of a trainer
     without a feature head, the decoder's last feature map.
 
-    Args:
-        dataset_name_or_id, configuration, fold, plans_identifier: as for nnU-Net's commands.
-        trainers: names of trainers, as nnU-Net's ``-tr``.
-        output_folder: made where it does not exist.
-        cases: labeled cases; without any the first validation cases of the fold.
-        checkpoints: names of files; without any the best and the last.
-        device: "cpu", "cuda" or "mps"; None: a GPU where there is one.
-        num_voxels: drawn in each panel, half of them unreliable.
+    Trainings are named as for nnU-Net's commands, the device as for `find_device`. Without `cases`, the first
+    validation cases of the fold are shown; without `checkpoints`, the best and the last. Half of the `num_voxels` of a
+    panel are unreliable.
 
     Raises:
         UserError: a trainer is not trained, or a case is unknown, has no truth, or no prediction of the previous stage.
@@ -96,7 +90,7 @@ def _embedding(
     folders = DatasetFolders.of(predictor.plans_manager, predictor.configuration_manager)
     previous_stage = stage_before(predictor.plans_manager, trained.trainer, trained.configuration, trained.fold)
     name = short_name(trained.trainer)
-    voxels = draw_features(
+    voxels, features = draw_features(
         network,
         load_cases(folders, choose_cases(folders, trained.fold, wanted), previous_stage, predictor.label_manager),
         predictor.configuration_manager.patch_size,
@@ -106,24 +100,19 @@ def _embedding(
         state.get("config", {}).get("entropy_alpha", _DEFAULT_ALPHA),
         f"{name} {checkpoint}",
     )
-    if not np.isfinite(voxels.features).all():
+    if not np.isfinite(features).all():
         raise UserError(f"{trained.folder}/{checkpoint} has diverged: its features are not finite. Choose with -chk.")
     what = "feature head" if isinstance(network.head, FeatureHead) else "decoder features"
     kind = checkpoint.removeprefix("checkpoint_").removesuffix(".pth")
-    x, y = embed(voxels.features).astype(float).T
-    return DataFrame(
-        {
-            "trainer": trained.trainer,
-            "checkpoint": checkpoint,
-            "case": voxels.case,
-            "x": x,
-            "y": y,
-            "organ": pd.Categorical.from_codes(voxels.truth, organs),
-            "predicted": pd.Categorical.from_codes(voxels.predicted, organs),
-            "reliable": voxels.reliable.astype(int),
-            "entropy": voxels.entropy.astype(float),
-            "title": f"{name}, {kind} (epoch {epoch})\n{what}",
-        }
+    voxels[["x", "y"]] = embed(features).astype(float)
+    return voxels.assign(
+        trainer=trained.trainer,
+        checkpoint=checkpoint,
+        organ=pd.Categorical.from_codes(voxels["truth"], organs),
+        predicted=pd.Categorical.from_codes(voxels["predicted"], organs),
+        reliable=voxels["reliable"].astype(int),
+        entropy=voxels["entropy"].astype(float),
+        title=f"{name}, {kind} (epoch {epoch})\n{what}",
     )
 
 
@@ -131,21 +120,14 @@ def _load(predictor: nnUNetPredictor, trained: TrainedFold, name: str) -> tuple[
     """Network A with its head, our part of the checkpoint, and the number of trained epochs."""
     checkpoint = load_checkpoint(join(trained.folder, name))
     predictor.initialize_from_trained_model_folder(dirname(trained.folder), (trained.fold,), name)
-    state = checkpoint.get("ssl_state", {})
-    weights = state.get("companions", {}).get("head_A")
+    state, head = checkpoint.get("ssl_state", {}), None
+    if weights := state.get("companions", {}).get("head_A"):
+        head = FeatureHead(weights["0.weight"].shape[1], weights["2.weight"].shape[0])
+        head.load_state_dict(weights)
     try:
-        network = FeatureNetwork(unwrap(predictor.network), _head(weights) if weights else None, predictor.device)
+        return FeatureNetwork(unwrap(predictor.network), head, predictor.device), state, checkpoint["current_epoch"]
     except NotImplementedError as error:
         raise UserError(str(error)) from error
-    return network, state, checkpoint["current_epoch"]
-
-
-def _head(weights: Mapping[str, torch.Tensor]) -> FeatureHead:
-    """The feature head, its sizes from its weights."""
-    in_features, feature_dim = weights["0.weight"].shape[1], weights["2.weight"].shape[0]
-    head = FeatureHead(in_features, feature_dim)
-    head.load_state_dict(weights)
-    return head
 
 
 def embed(features: np.ndarray) -> np.ndarray:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from hashlib import sha256
 from itertools import accumulate
+from typing import NamedTuple
 
 import numpy as np
 
@@ -17,25 +17,19 @@ from nnunet_dvcl.errors import UserError
 Fold = dict[str, list[str]]
 
 
-@dataclass(frozen=True)
-class Splits:
+class Splits(NamedTuple):
     """What a data set is divided into; all lists are sorted."""
 
     folds: list[Fold]  # "train", "val", "unlabeled", as in splits_final.json
     test: list[str]  # in no list of any fold
 
 
-@dataclass(frozen=True)
-class _Group:
+class _Group(NamedTuple):
     """The cases of one patient, which stay together."""
 
     name: str
-    cases: tuple[str, ...]
+    cases: list[str]
     counts: Counter[str]  # class -> how many of the cases have it
-
-    @property
-    def size(self) -> int:
-        return len(self.cases)
 
 
 def make_splits(
@@ -53,30 +47,34 @@ def make_splits(
 ) -> Splits:
     """Divides cases into folds, and each fold's training cases into labeled and unlabeled ones.
 
-    Everything follows from one kind of draw: groups sorted by a hash of the seed and their name. It needs no random
-    generator, so it is the same with any version of Python. Test cases and folds depend neither on `labeled`, `count`
-    nor `unlabeled`, and labeled and unlabeled cases are the first ones of one order a fold: a smaller number gives a
-    part of what a larger one gives.
+    Everything follows from one kind of draw: groups sorted by a hash of the seed and their name, which is the same with
+    any version of Python. Test cases and folds depend neither on `labeled`, `count` nor `unlabeled`, and labeled and
+    unlabeled cases are the first ones of one order a fold: a smaller number gives a part of what a larger one gives.
 
     Args:
         case_classes: identifier of each labeled case -> names of the classes that occur in it.
         expected_classes: those that must occur among the labeled cases of every fold.
         labeled: share of a fold's training cases that keep their label, in (0, 1]; or
         count: their number. Exactly one of the two is given.
-        unlabeled: number of a fold's other training cases that train without their label; the rest is left out of the
-            fold. None: all.
+        unlabeled: number of a fold's other training cases that train without; the rest is left out. None: all.
         test: share of all cases that is kept for testing, in [0, 1).
         num_folds: at least 2.
         seed: another seed, another draw.
-        groups: case -> group, for instance its patient. The cases of a group are never divided between lists, so that
-            a number is one that is not exceeded. None: each case by itself.
+        groups: case -> group, for instance its patient, or None. A group is never divided between lists, so that a
+            number is one that is not exceeded.
         stratify: let folds, test cases and labeled cases have each class about equally often.
 
     Raises:
         UserError: a value out of its range, too few groups, or a class that does not occur where it must; names it.
     """
     _check_arguments(labeled, count, unlabeled, test, num_folds)
-    everything = _make_groups(case_classes, groups or {})
+    members: dict[str, list[str]] = {}
+    for case in case_classes:
+        members.setdefault((groups or {}).get(case, case), []).append(case)
+    everything = [
+        _Group(name, cases, Counter(c for case in cases for c in set(case_classes[case])))
+        for name, cases in members.items()
+    ]
     _check_occurrence(everything, expected_classes)
     order = _order(everything, seed, "test", stratify)
     held_out = _first(order, round(test * len(case_classes)))
@@ -106,11 +104,7 @@ def make_splits(
 
 
 def group_by(cases: Iterable[str], pattern: str) -> dict[str, str]:
-    """Case -> group: what the regular expression finds in its identifier, its parentheses alone where it has some.
-
-    Raises:
-        UserError: no regular expression, or a case in which it finds nothing.
-    """
+    """Case -> what `find_group` finds; ``UserError`` for no regular expression, or a case in which it finds nothing."""
     try:
         groups = {case: find_group(case, pattern) for case in cases}
     except re.error as error:
@@ -121,7 +115,7 @@ def group_by(cases: Iterable[str], pattern: str) -> dict[str, str]:
 
 
 def find_group(case: str, pattern: str) -> str | None:
-    """As `group_by`; None where the expression finds nothing."""
+    """What a regular expression finds in a case's identifier, its parentheses alone where it has some, or None."""
     match = re.search(pattern, case)
     return match and ("/".join(group or "" for group in match.groups()) or match[0])
 
@@ -129,25 +123,15 @@ def find_group(case: str, pattern: str) -> str | None:
 def _check_arguments(labeled, count, unlabeled, test, num_folds) -> None:
     if (labeled is None) == (count is None):
         raise UserError("Give either the share of labeled cases or their count, not both.")
-    for name, value, allowed, is_allowed in (
-        ("The share of labeled cases", labeled, "above 0, at most 1", lambda value: 0 < value <= 1),
-        ("The count of labeled cases", count, "at least 1", lambda value: value >= 1),
-        ("The count of unlabeled cases", unlabeled, "at least 0", lambda value: value >= 0),
-        ("The share of test cases", test, "at least 0, below 1", lambda value: 0 <= value < 1),
-        ("The number of folds", num_folds, "at least 2", lambda value: value >= 2),
+    for name, value, is_allowed, allowed in (
+        ("share of labeled cases", labeled, labeled is None or 0 < labeled <= 1, "above 0, at most 1"),
+        ("count of labeled cases", count, count is None or count >= 1, "at least 1"),
+        ("count of unlabeled cases", unlabeled, unlabeled is None or unlabeled >= 0, "at least 0"),
+        ("share of test cases", test, 0 <= test < 1, "at least 0, below 1"),
+        ("number of folds", num_folds, num_folds >= 2, "at least 2"),
     ):
-        if value is not None and not is_allowed(value):
-            raise UserError(f"{name} is {value}, expected {allowed}.")
-
-
-def _make_groups(case_classes: Mapping[str, Collection[str]], groups: Mapping[str, str]) -> list[_Group]:
-    members: dict[str, list[str]] = {}
-    for case in case_classes:
-        members.setdefault(groups.get(case, case), []).append(case)
-    return [
-        _Group(name, tuple(cases), Counter(c for case in cases for c in set(case_classes[case])))
-        for name, cases in members.items()
-    ]
+        if not is_allowed:
+            raise UserError(f"The {name} is {value}, expected {allowed}.")
 
 
 def _cases(groups: Iterable[_Group]) -> list[str]:
@@ -155,7 +139,7 @@ def _cases(groups: Iterable[_Group]) -> list[str]:
 
 
 def _size(groups: Iterable[_Group]) -> int:
-    return sum(group.size for group in groups)
+    return sum(len(group.cases) for group in groups)
 
 
 def _check_occurrence(groups: Sequence[_Group], expected: Collection[str], what: str = "case") -> None:
@@ -167,21 +151,15 @@ def _check_occurrence(groups: Sequence[_Group], expected: Collection[str], what:
 
 
 def _missing(groups: Iterable[_Group], expected: Collection[str]) -> list[str]:
-    """The expected classes that occur in no case, in the order in which they are expected."""
+    """The expected classes that occur in no case."""
     there = {name for group in groups for name in group.counts}
     return [name for name in expected if name not in there]
-
-
-# ---------------------------------------------------------------- orders, of which the first ones are taken
 
 
 def _order(
     groups: Iterable[_Group], seed: int, purpose: str, balance: bool = False, expected: Collection[str] = ()
 ) -> list[_Group]:
-    """As few groups as let every expected class occur, then the others: shuffled, or balanced.
-
-    Shuffled is by the hash of the seed, the purpose and the group's name: no other group has a say in it.
-    """
+    """As few groups as let every expected class occur, then the others: shuffled, which is by hash, or balanced."""
     shuffled = sorted(groups, key=lambda group: sha256(f"{seed}/{purpose}/{group.name}".encode()).digest())
     cover = _cover(shuffled, expected)
     rest = [group for group in shuffled if group not in cover]
@@ -190,7 +168,7 @@ def _order(
 
 def _first(order: Sequence[_Group], count: int) -> list[_Group]:
     """The longest beginning of an order that has no more than `count` cases."""
-    totals = accumulate(group.size for group in order)
+    totals = accumulate(len(group.cases) for group in order)
     return [group for group, total in zip(order, totals, strict=True) if total <= count]
 
 
@@ -209,7 +187,7 @@ def _balanced(order: Sequence[_Group], before: Sequence[_Group]) -> list[_Group]
     """
     groups = [*before, *order]
     names = sorted({name for group in groups for name in group.counts})
-    table = np.array([[group.size, *(group.counts[name] for name in names)] for group in groups], dtype=np.int64)
+    table = np.array([[len(group.cases), *(group.counts[name] for name in names)] for group in groups], dtype=np.int64)
     total, have = table.sum(0), table[: len(before)].sum(0)
     left, chosen = list(range(len(before), len(groups))), []
     while left:
@@ -221,14 +199,11 @@ def _balanced(order: Sequence[_Group], before: Sequence[_Group]) -> list[_Group]
     return chosen
 
 
-# ---------------------------------------------------------------- divisions
-
-
 def _deal(order: Sequence[_Group], num_folds: int, stratify: bool) -> list[list[_Group]]:
     """Each group goes to the fold with the fewest cases so far.
 
-    Stratified, the rarest class comes first: each group with it goes to the fold that has the fewest cases with it so
-    far (iterative stratification, Sechidis et al., ECML 2011).
+    Stratified, those with the rarest class come first, and go to the fold that has the fewest cases with it (iterative
+    stratification, Sechidis et al., ECML 2011).
     """
     folds: list[list[_Group]] = [[] for _ in range(num_folds)]
     left = list(order)
@@ -250,7 +225,9 @@ def _divide(
         raise UserError(f"{wanted} labeled cases are wanted, and there are {available} training cases.")
     keep = _first(order, wanted)
     if not keep:
-        raise UserError(f"{wanted} labeled cases are wanted, and the first group has {order[0].size}: label as many.")
+        raise UserError(
+            f"{wanted} labeled cases are wanted, and the first group has {len(order[0].cases)}: label as many."
+        )
     if missing := _missing(keep, expected):
         needed = _size(_cover(order, expected))
         raise UserError(
@@ -258,8 +235,6 @@ def _divide(
             f"{needed} of the {available} training cases."
         )
     rest = list(order[len(keep) :])
-    if unlabeled is None:
-        return keep, rest
-    if unlabeled > _size(rest):
+    if unlabeled is not None and unlabeled > _size(rest):
         raise UserError(f"{unlabeled} unlabeled cases are wanted, and {_size(rest)} training cases have no label.")
-    return keep, _first(rest, unlabeled)
+    return keep, rest if unlabeled is None else _first(rest, unlabeled)

@@ -31,24 +31,17 @@ _NUM_THREADS = 4  # a segmentation in memory each; reading and comparing release
 def split_dataset(
     dataset_name_or_id: str, *, group_pattern: str | None = None, force: bool = False, **options
 ) -> Splits:
-    """Draws the splits of a data set and writes them where nnU-Net reads them.
+    """Draws the splits of a data set, preprocessed or raw alone, and writes them where nnU-Net reads them.
 
-    Args:
-        dataset_name_or_id: as nnU-Net's ``-d``; preprocessed, or raw alone.
-        group_pattern: regular expression that finds a case's group in its identifier, `group_by`.
-        force: replace files that are there; the old ones get ``.bak`` behind their names.
-        options: as for `make_splits`.
-
-    Returns:
-        What was written to ``nnUNet_preprocessed/DatasetXXX_Name``: ``splits_final.json``, and ``test_cases.json``
-        where there are test cases.
+    `group_pattern` is for `group_by`, `options` are for `make_splits`. With `force`, files that are there are replaced;
+    the old ones get ``.bak`` behind their names.
 
     Raises:
         UserError: no such data set, files that are there, or what `make_splits` refuses.
     """
     name = find_dataset_name(dataset_name_or_id)
     folder = join(preprocessed_root(), name)
-    files = [join(folder, SPLITS_FILE), join(folder, TEST_FILE)]
+    splits_file, test_file = files = [join(folder, SPLITS_FILE), join(folder, TEST_FILE)]
     existing = [file for file in files if isfile(file)]
     if existing and not force:
         raise UserError(
@@ -66,24 +59,17 @@ def split_dataset(
     for file in existing:
         shutil.copy2(file, f"{file}.bak")
     if splits.test:
-        write_json(splits.test, files[1])
-    write_json(splits.folds, files[0])
-    if not splits.test and files[1] in existing:
-        os.remove(files[1])
+        write_json(splits.test, test_file)
+    write_json(splits.folds, splits_file)
+    if not splits.test and test_file in existing:
+        os.remove(test_file)
     return splits
 
 
 def read_case_classes(segmentations: Mapping[str, str], dataset_json: dict) -> dict[str, list[str]]:
-    """The labels, or regions, that occur in each case, from its segmentation at full size.
+    """Case -> the labels, or regions, that occur in its segmentation; ``UserError`` where it cannot be read.
 
-    What preprocessing keeps is not asked: a small organ may be lost in a coarser configuration.
-
-    Args:
-        segmentations: case -> file.
-        dataset_json: the data set's ``dataset.json``: names and values of the labels, and how files are read.
-
-    Raises:
-        UserError: a file that cannot be read.
+    Not in what preprocessing keeps: a small organ may be lost in a coarser configuration.
     """
     example = next(iter(segmentations.values()))
     reader = determine_reader_writer_from_dataset_json(dataset_json, example, verbose=False)()

@@ -13,7 +13,7 @@ from nnunet_dvcl.tools.demo.phantom import ORGANS, write_dataset
 @pytest.fixture
 def dice():
     first = {organ: 0.5 for organ in ORGANS}
-    return {"nnU-Net": first, "DVCL": {**first, "liver": 0.75}}
+    return report.compare({"nnU-Net": first, "DVCL": {**first, "liver": 0.75}})
 
 
 def test_read_dice_names_the_organs_of_nnunets_summary(tmp_path):
@@ -23,7 +23,7 @@ def test_read_dice_names_the_organs_of_nnunets_summary(tmp_path):
 
 
 def test_rows_end_with_the_mean_over_organs(dice):
-    rows = report.rows(dice)
+    rows = list(dice.itertuples(name=None))
     assert [row[0] for row in rows] == [*ORGANS, "mean"]
     assert rows[list(ORGANS).index("liver")] == ("liver", 0.5, 0.75, 0.25)
     assert rows[-1][1:] == pytest.approx((0.5, 0.5 + 0.25 / len(ORGANS), 0.25 / len(ORGANS)))
@@ -49,7 +49,7 @@ def test_draw_writes_a_picture_with_colors(dice, tmp_path):
     from matplotlib.image import imread
 
     raw = write_dataset(tmp_path, num_labeled=0, num_unlabeled=0, num_test=2, shape=(16, 24, 24))
-    predictions = dict.fromkeys(dice, raw / "labelsTs")
+    predictions = dict.fromkeys(["nnU-Net", "DVCL"], raw / "labelsTs")
     report.draw(raw, predictions, dice, tmp_path / "comparison.png")
     picture = imread(tmp_path / "comparison.png")[..., :3]
     assert picture.shape[0] > 500

@@ -25,25 +25,24 @@ def numbered_case(shape) -> Case:
 def test_each_voxel_is_shown_once_and_padding_never(shape, patch_size):
     case = numbered_case(shape)
     shown = []
-    for tile in list(tiles("a", case, patch_size, 2)):
-        assert tile.case == "a"
-        assert tile.image.shape == (len(tile.truth), 2, *patch_size)
-        assert len(tile.image) <= (2 if len(patch_size) == 2 else 1)
-        number, minus = (channel[tile.truth >= 0] for channel in tile.image.transpose(0, 1))
+    for image, truth in list(tiles(case, patch_size, 2)):
+        assert image.shape == (len(truth), 2, *patch_size)
+        assert len(image) <= (2 if len(patch_size) == 2 else 1)
+        number, minus = (channel[truth >= 0] for channel in image.transpose(0, 1))
         assert torch.equal(number, -minus)
-        assert torch.equal(tile.truth[tile.truth >= 0], number.long() % 5 - 1)
+        assert torch.equal(truth[truth >= 0], number.long() % 5 - 1)
         shown += number.long().tolist()
     assert sorted(shown) == [number for number in range(np.prod(shape)) if number % 5]
 
 
 @pytest.mark.parametrize(("shape", "patch_size"), SHAPES)
 def test_the_number_of_tiles_is_known_before(shape, patch_size):
-    assert len(windows(shape, patch_size, 2)) == len(list(tiles("a", numbered_case(shape), patch_size, 2)))
+    assert len(windows(shape, patch_size, 2)) == len(list(tiles(numbered_case(shape), patch_size, 2)))
 
 
 def test_a_case_stays_as_it_is():
     case = numbered_case((5, 40, 9))
-    list(tiles("a", case, (16, 16, 16), 2))
+    list(tiles(case, (16, 16, 16), 2))
     assert np.array_equal(case.truth, numbered_case((5, 40, 9)).truth)
 
 

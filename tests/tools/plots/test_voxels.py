@@ -57,7 +57,7 @@ def test_drawn_voxels_have_their_own_values(dim, patch_size, with_head):
     network = Pointwise(dim).train()
     head = FeatureHead(4, 6) if with_head else None
     cases = {"a": make_case((6, 11, 8), 1), "b": make_case((10, 9, 5), 2)}
-    voxels = draw_features(FeatureNetwork(network, head, CPU), cases, patch_size, 4, LABELS, 100, 0.5, "title")
+    voxels, shown = draw_features(FeatureNetwork(network, head, CPU), cases, patch_size, 4, LABELS, 100, 0.5, "title")
 
     assert network.training_modes == {False}
     expected = every_voxel(network, cases)
@@ -72,13 +72,13 @@ def test_drawn_voxels_have_their_own_values(dim, patch_size, with_head):
         assert (voxels.case[i], voxels.truth[i], voxels.predicted[i]) == (case, truth, predicted)
         assert voxels.reliable[i] == (exact <= threshold)
         features = head(features) if with_head else features
-        np.testing.assert_allclose(voxels.features[i], features.detach(), rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(shown[i], features.detach(), rtol=1e-4, atol=1e-5)
 
 
 def test_an_ignored_voxel_is_left_out():
     case = make_case((10, 12, 14), 1)
     arguments = ({"a": case}, (8, 8, 8), 1, SoftmaxLabels(2, ignore_label=2), 10_000, 0.5, "title")
-    voxels = draw_features(FeatureNetwork(Pointwise(3), None, CPU), *arguments)
+    voxels, _ = draw_features(FeatureNetwork(Pointwise(3), None, CPU), *arguments)
     assert set(voxels.truth.tolist()) == {0, 1}
 
 
@@ -86,9 +86,9 @@ def test_regions_have_the_classes_that_they_paint():
     """Truth and predictions are painted, entropies are those of the sigmoids."""
     network, labels = Pointwise(3), SigmoidRegions([[1, 2], 2, [1]], [1, 2, 1])
     cases = {"a": make_case((10, 12, 14), 1)}
-    voxels = draw_features(FeatureNetwork(network, None, CPU), cases, (8, 8, 8), 1, labels, 200, 0.5, "title")
+    voxels, features = draw_features(FeatureNetwork(network, None, CPU), cases, (8, 8, 8), 1, labels, 200, 0.5, "title")
     with torch.no_grad():
-        logits = network.decoder.seg_layers[-1](torch.from_numpy(voxels.features).view(-1, 4, 1, 1, 1))
+        logits = network.decoder.seg_layers[-1](torch.from_numpy(features).view(-1, 4, 1, 1, 1))
     np.testing.assert_array_equal(voxels.predicted, labels.predicted(logits).flatten())
     np.testing.assert_allclose(voxels.entropy, labels.entropy(logits).flatten(), rtol=1e-4, atol=1e-6)
     assert set(voxels.truth.tolist()) == {0, 1, 2}
@@ -97,12 +97,12 @@ def test_regions_have_the_classes_that_they_paint():
 def test_half_is_unreliable_and_classes_are_even():
     network = FeatureNetwork(Pointwise(3), None, CPU)
     cases = {"a": make_case((10, 12, 14), 1)}
-    voxels = draw_features(network, cases, (8, 8, 8), 1, LABELS, 61, 0.5, "title")
+    voxels, features = draw_features(network, cases, (8, 8, 8), 1, LABELS, 61, 0.5, "title")
     assert len(set(voxels.entropy.tolist())) == len(voxels), "no voxel twice"
     for reliable in (True, False):
         assert np.bincount(voxels.truth[voxels.reliable == reliable]).tolist() == [10, 10, 10]
-    again = draw_features(network, cases, (8, 8, 8), 1, LABELS, 61, 0.5, "title")
-    assert np.array_equal(voxels.features, again.features)
+    _, again = draw_features(network, cases, (8, 8, 8), 1, LABELS, 61, 0.5, "title")
+    assert np.array_equal(features, again)
 
 
 def test_alpha_moves_the_split():
@@ -110,7 +110,7 @@ def test_alpha_moves_the_split():
     cases = {"a": make_case((10, 12, 14), 1)}
     highest = []
     for alpha in (-0.5, 0.5, 1.0):
-        voxels = draw_features(network, cases, (8, 8, 8), 1, LABELS, 1000, alpha, "title")
+        voxels, _ = draw_features(network, cases, (8, 8, 8), 1, LABELS, 1000, alpha, "title")
         highest.append(voxels.entropy[voxels.reliable].max())
     assert highest[0] < highest[1] < highest[2]
 
@@ -132,7 +132,7 @@ def test_only_drawn_voxels_are_looked_at_again():
     truth = np.full((1, 8, 8, 32), -1, np.int8)
     truth[..., 8:16] = 1
     case = Case(make_case((8, 8, 32), 0).data, truth)
-    voxels = draw_features(FeatureNetwork(network, None, CPU), {"a": case}, (8, 8, 8), 1, LABELS, 40, 0.5, "title")
+    voxels, _ = draw_features(FeatureNetwork(network, None, CPU), {"a": case}, (8, 8, 8), 1, LABELS, 40, 0.5, "title")
     assert len(voxels) == 40
     assert len(forwards) == 4 + 1
 
