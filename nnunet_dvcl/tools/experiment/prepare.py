@@ -4,7 +4,7 @@ import contextlib
 import io
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from batchgenerators.utilities.file_and_folder_operations import load_json
@@ -17,7 +17,7 @@ from nnunet_dvcl.errors import UserError
 from nnunet_dvcl.lock import locked
 from nnunet_dvcl.tools.configure import configure
 from nnunet_dvcl.tools.dataset import link_images
-from nnunet_dvcl.tools.experiment.experiment_file import IMAGES_TS, Row
+from nnunet_dvcl.tools.experiment.experiment_file import IMAGES_TS, KeptSplits, Row
 from nnunet_dvcl.tools.experiment.runs import RECORD, Run, Workplace, all_runs
 from nnunet_dvcl.tools.model_folders import organ_names
 from nnunet_dvcl.tools.running.command import Command, environment
@@ -55,7 +55,7 @@ def prepare(place: Workplace) -> Cases:
     _check_trainers(place.experiment.rows)
     file = place.folder / "prepare.lock"
     with locked(file, waiting=f"Another process prepares this experiment; waiting for it ({file})"):
-        _preprocess(place, sorted({run.base for run in runs}))
+        _preprocess(place, sorted({run.configuration.base for run in runs}))
         _write_configurations(place, runs)
         cases = _write_splits(place)
         _preprocess_unlabeled(place, runs, cases)
@@ -134,7 +134,7 @@ def _preprocess_unlabeled(place: Workplace, runs: list[Run], cases: Cases) -> No
                 "it takes no scans of imagesTr_unlabeled. Give its entry of trainers the key labeled, with the "
                 "amounts that it is for."
             )
-    bases = sorted({run.base for run in runs if run.row.selftrain is None and uses_folder(run)})
+    bases = sorted({run.configuration.base for run in runs if run.row.selftrain is None and uses_folder(run)})
     if scans and bases:
         words = ("nnunet_dvcl", "preprocess", "-d", place.dataset.id, "-p", place.experiment.plans, "-c", *bases)
         _call(place, Command(*words), "preprocess_unlabeled")
@@ -160,7 +160,7 @@ def _write_configurations(place: Workplace, runs: list[Run]) -> None:
         firsts.setdefault(run.derived_configuration, run)
     with contextlib.redirect_stdout(io.StringIO()):  # it says how to train
         for name, run in firsts.items():
-            configure(str(place.dataset.id), run.base, name, place.experiment.plans, run.assignments)
+            configure(str(place.dataset.id), run.configuration.base, name, place.experiment.plans, run.assignments)
 
 
 def settings(place: Workplace, run: Run, cases: Cases) -> dict:
@@ -168,7 +168,7 @@ def settings(place: Workplace, run: Run, cases: Cases) -> dict:
     plans = place.dataset.plans(place.experiment.plans)
     configuration = plans.get_configuration(run.derived_configuration).configuration
     split = {key: sorted(names) for key, names in cases.splits[run.split].items()}
-    own = {} if run.row.selftrain is None else {"selftrain": asdict(run.row.selftrain)}
+    own = {} if run.row.selftrain is None else {"selftrain": run.row.selftrain.model_dump()}
     return json.loads(json.dumps({"trainer": run.row.trainer, "split": split, "configuration": configuration, **own}))
 
 
@@ -215,7 +215,7 @@ def _by_key(settings: dict) -> dict:
 
 def _write_splits(place: Workplace) -> Cases:
     splits_file, experiment = place.dataset.splits_file, place.experiment
-    if experiment.splits.keep:
+    if isinstance(experiment.splits, KeptSplits):
         if not splits_file.is_file():
             raise UserError(f"{splits_file} does not exist, which splits.keep asks for.")
         folds, test = load_json(str(splits_file)), []

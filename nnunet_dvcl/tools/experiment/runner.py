@@ -12,6 +12,8 @@ from tqdm import tqdm
 
 from nnunet_dvcl.data.storage import write_json
 from nnunet_dvcl.lock import acquire
+from nnunet_dvcl.options import read
+from nnunet_dvcl.tools.experiment.experiment_file import Devices
 from nnunet_dvcl.tools.experiment.prepare import Cases, claim, prepare
 from nnunet_dvcl.tools.experiment.runs import RECORD, Run, State, Workplace, all_runs, find_runs
 from nnunet_dvcl.tools.running.command import Command, environment, kind
@@ -58,14 +60,15 @@ def run_experiment(
         The exit status: 1 when a run failed, else 0.
 
     Raises:
-        UserError: the experiment cannot be prepared; a run has results of something else.
+        UserError: no such run or device; the experiment cannot be prepared; a run has results of something else.
     """
+    devices = read(Devices, devices, "--devices") if devices else place.experiment.devices
     runs = find_runs(all_runs(place.experiment), names)
     with stoppable():
         cases = prepare(place)
         if only_prepare:
             return 0
-        return Runner(place, cases, runs, devices or place.experiment.devices).work()
+        return Runner(place, cases, runs, devices).work()
 
 
 @dataclass

@@ -60,14 +60,9 @@ class Run:
         return f"{self.configuration.name}{own}_seed{self.seed}"
 
     @property
-    def base(self) -> str:
-        """The configuration of the plans that its values change."""
-        return self.configuration.base or self.configuration.name
-
-    @property
     def teacher(self) -> Run:
         """For a row of self-training, the run that trains its first teacher."""
-        return replace(self, row=replace(self.row, selftrain=None))
+        return replace(self, row=self.row.model_copy(update={"selftrain": None}))
 
     @property
     def assignments(self) -> list[str]:
@@ -81,7 +76,7 @@ def all_runs(experiment: Experiment) -> list[Run]:
     splits = experiment.splits
     folds = [(amount, fold) for amount in splits.labeled for fold in (amount.folds or splits.use)]
     return [
-        Run(row, configuration, amount, fold, fold if splits.keep else number, seed)
+        Run(row, configuration, amount, fold, fold if amount.folds else number, seed)
         for seed in experiment.seeds
         for number, (amount, fold) in enumerate(folds)
         for configuration in experiment.configurations
