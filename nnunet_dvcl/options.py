@@ -56,7 +56,7 @@ def expected(words: str) -> PydanticCustomError:
 
 
 def refused(words: str) -> PydanticCustomError:
-    """What a validator of one's own raises where the value is long: "trainers[0] `words`"."""
+    """What a validator of one's own raises instead where the value need not be shown: "trainers[0] `words`"."""
     return PydanticCustomError("refused", "{words}", {"words": words})
 
 
