@@ -10,11 +10,21 @@ A class derives from `Options` and names a type of this module, or one made by `
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, TypeAdapter, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
 from pydantic.fields import FieldInfo
 from pydantic_core import CoreSchema, ErrorDetails, PydanticCustomError, core_schema
 
@@ -45,6 +55,11 @@ def expected(words: str) -> PydanticCustomError:
     return PydanticCustomError("expected", "{words}", {"words": words})
 
 
+def refused(words: str) -> PydanticCustomError:
+    """What a validator of one's own raises instead where the value need not be shown: "trainers[0] `words`"."""
+    return PydanticCustomError("refused", "{words}", {"words": words})
+
+
 def option(kind: Any, words: str, **constraints: Any) -> Any:
     """The type of a value.
 
@@ -67,6 +82,29 @@ def choice(*values: str) -> Any:
     return Annotated[Literal[values], Expected(f"one of {listed}")]
 
 
+def one_or_more(kind: Any) -> Any:
+    """A tuple of values: a list with at least one, or one alone."""
+    return Annotated[tuple[kind, ...], BeforeValidator(_as_list)]
+
+
+def different(kind: Any) -> Any:
+    """As `one_or_more`, none of them twice."""
+    return Annotated[one_or_more(kind), AfterValidator(_without_doubles)]
+
+
+def _as_list(value: Any) -> list:
+    if value == []:
+        raise expected("at least one entry")
+    return value if isinstance(value, list) else [value]
+
+
+def _without_doubles(values: tuple) -> tuple:
+    for index, value in enumerate(values):
+        if value in values[:index]:
+            raise refused(f"has {value} twice.")
+    return values
+
+
 Text = option(str, "text")
 Flag = option(bool, "true or false")
 Count = option(int, "a whole number of at least 1", ge=1)
@@ -78,47 +116,62 @@ Share = option(float, "a number in [0, 1]", ge=0, le=1)
 
 
 class Options(BaseModel):
-    """Checked values that never change."""
+    """Checked values that never change; a field with ``exclude=True`` is none of them."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _check_keys(cls, values: Any) -> Any:
+        known = [field.alias or name for name, field in cls.model_fields.items() if not field.exclude]
+        for key in values if isinstance(values, dict) else ():
+            if key not in known:
+                raise PydanticCustomError("unknown", "unknown key", {"key": key, "known": known})
+        return values
 
     @classmethod
     def read(cls: type[T], values: Any, where: str = "") -> T:
-        """An instance of what was parsed from JSON or YAML.
-
-        Args:
-            values: a mapping.
-            where: what the keys belong to, for errors: "ssl" makes "ssl.num_epochs is 0, expected ...".
-
-        Raises:
-            UserError: not a mapping, an unknown key (with a suggestion), a missing one, or a value that is not what was
-                expected; names the first of them.
-        """
-        try:
-            return cls.model_validate(values)
-        except ValidationError as error:
-            raise user_error(error, cls, where) from error
+        """An instance of what was parsed from JSON or YAML; as the function `read`."""
+        return read(cls, values, where)
 
 
-def user_error(error: ValidationError, model: type[BaseModel], where: str = "") -> UserError:
-    """The first problem that pydantic found in values for `model`, in our words; see `Options.read`."""
-    return UserError(_problem(model, error.errors()[0], where))
+def read(kind: Any, values: Any, where: str = "") -> Any:
+    """What was parsed from JSON or YAML, as the type has it.
+
+    Args:
+        kind: a class of `Options`, or one of this module's types.
+        values: what was parsed; for `Options` a mapping.
+        where: its place, for errors: "ssl" makes "ssl.num_epochs is 0, expected ...".
+
+    Raises:
+        UserError: not a mapping, an unknown key (with a suggestion), a missing one, or a value that is not what was
+            expected; names the first of them.
+    """
+    try:
+        return TypeAdapter(kind).validate_python(values)
+    except ValidationError as error:
+        raise user_error(error, where) from error
 
 
-def _problem(model: type[BaseModel], error: ErrorDetails, where: str) -> str:
-    *place, last = error["loc"] or ("",)
-    path = _path(where, error["loc"])
-    match error["type"]:
-        case "extra_forbidden":
-            known = [field.alias or name for name, field in _model_at(model, place).model_fields.items()]
-            prefix = _path(where, place) + "." if where or place else ""
-            return f"Unknown key {path}.{did_you_mean(last, known, prefix)} Known keys here: {', '.join(known)}."
-        case "missing":
-            return f"The key {path} is missing."
-        case "model_type":
-            return f"{path} is {error['input']!r}, expected {MAPPING}."
-        case _:
-            return f"{path} is {error['input']!r}, expected {error['msg']}."
+def user_error(error: ValidationError, where: str = "") -> UserError:
+    """The first problem that pydantic found in values, in our words; see `read`."""
+    return UserError(_problem(error.errors()[0], where))
+
+
+def _problem(error: ErrorDetails, where: str) -> str:
+    place, path = error["loc"], _path(where, error["loc"])
+    words = MAPPING if error["type"] in ("model_type", "dict_type") else error["msg"]
+    if error["type"] == "unknown":
+        key, known = error["ctx"]["key"], error["ctx"]["known"]
+        prefix = f"{path}." if path else ""
+        return f"Unknown key {prefix}{key}.{did_you_mean(key, known, prefix)} Known keys here: {', '.join(known)}."
+    if error["type"] == "missing":
+        return f"The key {path} is missing."
+    if error["type"] == "refused":
+        return f"{path} {words}"
+    if place and place[-1] == "[key]":  # pydantic's mark of a mapping's key
+        path = f"the key {error['input']!r} of {_path(where, place[:-2])}"
+    return f"{path} is {error['input']!r}, expected {words}."
 
 
 def _path(where: str, place: Iterable[int | str]) -> str:
@@ -126,22 +179,6 @@ def _path(where: str, place: Iterable[int | str]) -> str:
     for part in place:
         where += f"[{part}]" if isinstance(part, int) else f".{part}" if where else part
     return where
-
-
-def _model_at(model: type[BaseModel], place: Iterable[int | str]) -> type[BaseModel]:
-    """The class that holds what stands there."""
-    for part in place:
-        fields = {field.alias or name: field for name, field in model.model_fields.items()}
-        if part in fields:
-            model = next(_models_in(fields[part].annotation))
-    return model
-
-
-def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        yield annotation
-    for inner in get_args(annotation):
-        yield from _models_in(inner)
 
 
 def words_of(kind: Any) -> str:

@@ -3,7 +3,7 @@
 from typing import Annotated
 
 import pytest
-from pydantic import BeforeValidator
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from nnunet_dvcl.errors import UserError
 from nnunet_dvcl.options import (
@@ -18,10 +18,14 @@ from nnunet_dvcl.options import (
     Weight,
     choice,
     did_you_mean,
+    different,
     expected,
     is_allowed,
+    one_or_more,
     option,
     or_null,
+    read,
+    refused,
     words_of,
 )
 
@@ -34,6 +38,12 @@ class Inner(Options):
 def _even(value: object) -> object:
     if not isinstance(value, int) or value % 2:
         raise expected("an even number")
+    return value
+
+
+def _no_x(value: dict) -> dict:
+    if "x" in value:
+        raise refused("has x: leave it out.")
     return value
 
 
@@ -50,6 +60,10 @@ class Outer(Options):
     even: Annotated[int, BeforeValidator(_even)] = 2
     inner: Inner | None = None
     listed: tuple[Inner, ...] = ()
+    sizes: one_or_more(Count) = (1,)
+    seeds: different(CountFrom0) = (0,)
+    named: Annotated[dict[Text, Count], AfterValidator(_no_x)] = Field({}, alias="by")
+    origin: str = Field("", exclude=True)
 
 
 def message(values: object, where: str = "") -> str:
@@ -104,6 +118,34 @@ def test_unknown_and_missing_keys():
     assert unknown == "Unknown key inner.nmaes. Did you mean inner.names? Known keys here: size, names."
     assert message({"inner": {}}) == "The key inner.size is missing."
     assert did_you_mean("xyz", ["count"]) == ""
+
+
+def test_an_unknown_key_is_told_before_one_that_is_missing():
+    assert message({"inner": {"szie": 1}}).startswith("Unknown key inner.szie. Did you mean inner.size?")
+    assert message({"origin": "x"}).startswith("Unknown key origin. Known keys here: count, ")
+    assert message({"named": {}}).endswith("listed, sizes, seeds, by.")
+
+
+def test_one_value_or_a_list():
+    read_values = Outer.read({"sizes": [2, 2], "seeds": 3})
+    assert (read_values.sizes, read_values.seeds) == ((2, 2), (3,))
+    assert message({"seeds": [1, 2, 1]}) == "seeds has 1 twice."
+    assert message({"sizes": []}) == "sizes is [], expected at least one entry."
+    assert message({"sizes": 0}) == "sizes[0] is 0, expected a whole number of at least 1."
+
+
+def test_a_mapping_with_any_keys():
+    assert Outer.read({"by": {"a": 1}}).named == {"a": 1}
+    assert message({"by": 1}) == "by is 1, expected a mapping, 'key: value' in each line."
+    assert message({"by": {"a": 0}}) == "by.a is 0, expected a whole number of at least 1."
+    assert message({"by": {1: 1}}, "ssl") == "the key 1 of ssl.by is 1, expected text."
+    assert message({"by": {"x": 1}}) == "by has x: leave it out."
+
+
+def test_a_type_alone():
+    assert read(one_or_more(Text), ["a"], "--names") == ("a",)
+    with pytest.raises(UserError, match=r"--names\[1\] is 2, expected text\."):
+        read(one_or_more(Text), ["a", 2], "--names")
 
 
 def test_words_of_types_and_fields():

@@ -11,10 +11,11 @@ from pathlib import Path
 from batchgenerators.utilities.file_and_folder_operations import load_json
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw, nnUNet_results
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
-from nnunetv2.utilities.dataset_name_id_conversion import convert_dataset_name_to_id, maybe_convert_to_dataset_name
+from nnunetv2.utilities.dataset_name_id_conversion import convert_dataset_name_to_id
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
+from nnunet_dvcl.data.folders import find_dataset_name
 from nnunet_dvcl.data.raw import find_unlabeled_images
 from nnunet_dvcl.data.storage import complete_cases
 from nnunet_dvcl.errors import UserError
@@ -23,28 +24,17 @@ from nnunet_dvcl.tools.split.split_dataset import SPLITS_FILE
 
 @dataclass(frozen=True)
 class Dataset:
-    """Where nnU-Net keeps a data set, and what it holds.
+    """Where nnU-Net keeps a data set, and what it holds."""
 
-    Attributes:
-        name: DatasetXXX_Name.
-    """
-
-    name: str
+    name: str  # DatasetXXX_Name
 
     @classmethod
     def find(cls, name_or_id: str) -> Dataset:
-        """A data set that is named as for nnU-Net's ``-d``.
-
-        Raises:
-            UserError: one of nnU-Net's folders is not set, or there is no such data set.
-        """
+        """As nnU-Net's ``-d`` names it; ``UserError`` where it is not, or one of nnU-Net's folders is not set."""
         for variable in (nnUNet_raw, nnUNet_preprocessed, nnUNet_results):
             if not variable.is_set():
                 raise UserError(f"The environment variable {variable.env_var_name} is not set: this command needs it.")
-        try:
-            dataset = cls(maybe_convert_to_dataset_name(name_or_id))
-        except (RuntimeError, ValueError) as error:
-            raise UserError(f"No data set {name_or_id}: {error}") from error
+        dataset = cls(find_dataset_name(name_or_id))
         if not (dataset.raw / "dataset.json").is_file():
             raise UserError(f"{dataset.raw / 'dataset.json'} does not exist: the data set is missing.")
         return dataset
@@ -84,8 +74,8 @@ class Dataset:
     def labeled_cases(self) -> dict[str, dict]:
         """Case -> ``images`` (one file a channel) and ``label``, as nnU-Net finds them."""
         if "dataset" in self.json:
-            return get_filenames_of_train_images_and_targets(str(self.raw), load_json(str(self.raw / "dataset.json")))
-        # nnU-Net would start a pool of processes to list a folder
+            return get_filenames_of_train_images_and_targets(str(self.raw))
+        # here nnU-Net would fork a pool of processes, which hang when this process has threads
         ending, images = self.json["file_ending"], {}
         for file in sorted((self.raw / "imagesTr").glob(f"*{ending}")):
             images.setdefault(file.name[: -len(ending) - len("_0000")], []).append(str(file))

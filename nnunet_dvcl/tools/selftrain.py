@@ -20,7 +20,7 @@ from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw, nnUNet_results
 from tqdm import tqdm
 
-from nnunet_dvcl.data.folders import check_configuration
+from nnunet_dvcl.data.folders import check_configuration, find_plans_file
 from nnunet_dvcl.data.splits import check_scans_have_no_label, withheld_cases
 from nnunet_dvcl.data.storage import write_json
 from nnunet_dvcl.errors import UserError
@@ -28,6 +28,8 @@ from nnunet_dvcl.lock import acquire, lock_of, locked
 from nnunet_dvcl.tools.dataset import Dataset, link_images
 from nnunet_dvcl.tools.running.command import Command
 from nnunet_dvcl.tools.running.progress import Model, without_file
+from nnunet_dvcl.tools.trainer_classes import find_trainer_class
+from nnunet_dvcl.trainers import nnUNetTrainerSSL
 
 RECORD = "selftrain.json"
 """In the raw folder of a data set that self-training made: what it was made of."""
@@ -37,25 +39,21 @@ LAST_ID = 999
 
 @dataclass(frozen=True)
 class Student:
-    """A round: the data set that holds its pseudo-labels, made or yet to be made.
+    """A round: the data set that holds its pseudo-labels, made or yet to be made."""
 
-    Attributes:
-        teacher: that of the first round, which was trained on the labeled cases alone.
-        round: from 1.
-        ignore_uncertain: voxels whose most probable class has less than this probability get the ignore label; None:
-            every voxel keeps its pseudo-label.
-    """
-
-    teacher: Model
-    round: int
-    ignore_uncertain: float | None
+    teacher: Model  # of the first round, which was trained on the labeled cases alone
+    round: int  # from 1
+    ignore_uncertain: float | None  # voxels of less probability get the ignore label; None: no voxel
 
     def find(self) -> Model | None:
         """What is trained on its data set, where there is one."""
         for file in sorted(Path(nnUNet_raw).glob(f"Dataset*/{RECORD}")):
             if load_json(str(file))["student"] == asdict(self):
-                return replace(self.teacher, dataset=file.parent.name, fold=0)
+                return self.trained_on(file.parent.name)
         return None
+
+    def trained_on(self, dataset: str) -> Model:
+        return replace(self.teacher, dataset=dataset, fold=0)
 
 
 def selftrain(
@@ -72,10 +70,10 @@ def selftrain(
     """Trains, predicts the unlabeled cases, trains again on both; what is finished is not done again.
 
     Args:
-        dataset_name_or_id, configuration, fold, trainer, plans, device: as for ``nnUNetv2_train``.
         rounds: how often the unlabeled cases are predicted, each time by the network trained last.
         ignore_uncertain: probability, see `Student`.
         first_id: the data sets with pseudo-labels take the free numbers from here on; None: behind all that are there.
+        dataset_name_or_id, configuration, fold, trainer, plans, device: as for ``nnUNetv2_train``.
 
     Returns:
         The folder of the last trained fold.
@@ -92,27 +90,24 @@ def selftrain(
     current = teacher
     for number in range(1, rounds + 1):
         student = Student(teacher, number, ignore_uncertain)
-        if student.find() is None:
-            _claim(student, source, first_id)
-        model = student.find()
-        _check_origin(model.dataset, source)
-        print(f"Round {number}: {model.dataset}", flush=True)
+        model = student.find() or _claim(student, source, first_id)
+        dataset = Dataset(model.dataset)
+        _check_origin(dataset, source)
+        print(f"Round {number}: {dataset}", flush=True)
         if not model.is_trained:
-            pseudo_labels = _predict(current, source, Dataset(model.dataset), ignore_uncertain, device)
-            _make_dataset(source, Dataset(model.dataset), pseudo_labels, ignore_uncertain)
+            pseudo_labels = _predict(current, source, dataset, ignore_uncertain, device)
+            _make_dataset(source, dataset, pseudo_labels, ignore_uncertain)
             _train(model, device)
         current = model
     return current.folder
 
 
 def is_semi_supervised(trainer: str) -> bool:
-    from nnunet_dvcl import trainers
-
-    return issubclass(getattr(trainers, trainer, object), trainers.nnUNetTrainerSSL)
+    return issubclass(find_trainer_class(trainer), nnUNetTrainerSSL)
 
 
 def refuse_semi_supervised(trainer: str) -> None:
-    """``UserError`` for a trainer that needs unlabeled cases of its own."""
+    """``UserError`` for a trainer that needs unlabeled cases of its own, and for one that is not there."""
     if is_semi_supervised(trainer):
         raise UserError(
             f"{trainer} needs unlabeled cases, of which self-training leaves none: take nnUNetTrainer or "
@@ -156,9 +151,7 @@ class _Source:
 
     def check(self) -> None:
         """``UserError`` unless there are its plans, its configuration and an unlabeled case."""
-        plans_file = self.dataset.plans_file(self.teacher.plans)
-        if not plans_file.is_file():
-            raise UserError(f"{plans_file} does not exist: run nnUNetv2_plan_and_preprocess -d {self.dataset.id}.")
+        find_plans_file(str(self.dataset.id), self.teacher.plans)
         known = self.dataset.plans(self.teacher.plans).available_configurations
         check_configuration(self.teacher.plans, known, self.teacher.configuration)
         if not self.unlabeled_images:
@@ -225,9 +218,9 @@ def is_certain(probabilities: np.ndarray, least: float, regions: bool) -> np.nda
 # ---------------------------------------------------------------- the data set with pseudo-labels
 
 
-def _check_origin(dataset: str, source: _Source) -> None:
+def _check_origin(dataset: Dataset, source: _Source) -> None:
     """``UserError`` when the splits or the configuration have changed since the data set was made."""
-    made_of = load_json(str(Dataset(dataset).raw / RECORD))["made_of"]
+    made_of = load_json(str(dataset.raw / RECORD))["made_of"]
     if differing := [key for key, value in source.made_of.items() if made_of.get(key) != value]:
         raise UserError(
             f"{dataset} was made of another {' and another '.join(differing)} of {source.dataset} than there is now. "
@@ -235,8 +228,8 @@ def _check_origin(dataset: str, source: _Source) -> None:
         )
 
 
-def _claim(student: Student, source: _Source, first_id: int | None) -> None:
-    """Takes a free number for a new data set and writes what it is made of."""
+def _claim(student: Student, source: _Source, first_id: int | None) -> Model:
+    """Takes a free number for a new data set and writes what it is made of; returns what is trained on it."""
     with acquire(Path(nnUNet_raw, ".nnunet_dvcl_selftrain.lock"), patience=math.inf):
         roots = (nnUNet_raw, nnUNet_preprocessed, nnUNet_results)
         names = [path.name for root in roots for path in Path(root).glob("Dataset*")]
@@ -249,6 +242,7 @@ def _claim(student: Student, source: _Source, first_id: int | None) -> None:
         folder = Path(nnUNet_raw, name)
         folder.mkdir(parents=True)
         write_json({"student": asdict(student), "made_of": source.made_of}, str(folder / RECORD))
+    return student.trained_on(name)
 
 
 def _make_dataset(source: _Source, dataset: Dataset, pseudo_labels: Path, ignore_uncertain: float | None) -> None:

@@ -73,11 +73,10 @@ def _place(file: str):
 )
 def run(file: str, runs: list[str], devices: list[str], prepare: bool) -> int:
     """Do what is not finished yet."""
-    from nnunet_dvcl.tools.experiment.experiment_file import check_devices
     from nnunet_dvcl.tools.experiment.runner import run_experiment
 
     try:
-        return run_experiment(_place(file), runs, check_devices(devices), prepare)
+        return run_experiment(_place(file), runs, devices, prepare)
     except KeyboardInterrupt:
         print("\nStopped. Called again, this command goes on.")
         return 130

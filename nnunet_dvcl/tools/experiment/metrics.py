@@ -97,39 +97,36 @@ def measure_files(truth: str, prediction: str, dataset_json: dict, tolerance: fl
 
 
 def measure_folders(
-    folders: Mapping[Path, Path], cases: Mapping[Path, Iterable[str]], dataset_json: dict, tolerance: float
+    truth: Path, cases: Mapping[Path, Iterable[str]], dataset_json: dict, tolerance: float
 ) -> dict[Path, dict[str, CaseMetrics]]:
     """The metrics of many folders of predictions; what is measured once is kept beside them, in ``metrics.json``.
 
     Args:
-        folders: folder of predictions -> folder of the truth.
+        truth: folder of the labels.
         cases: folder of predictions -> its cases.
 
     Returns:
         Folder of predictions -> case -> metrics.
     """
-    measured = {folder: _read_kept(folder, tolerance) for folder in folders}
-    todo = [(folder, case) for folder in folders for case in cases[folder] if case not in measured[folder]]
+    ending, measured = dataset_json["file_ending"], {folder: _read_kept(folder, tolerance) for folder in cases}
+    todo = [(folder, case) for folder in cases for case in cases[folder] if case not in measured[folder]]
     workers = min(default_num_processes, os.cpu_count() or 1, len(todo) // 20)  # a worker takes seconds to start
-    names = [f"{case}{dataset_json['file_ending']}" for _, case in todo]
     results = Parallel(max(workers, 1), return_as="generator")(
-        delayed(measure_files)(str(folders[folder] / name), str(folder / name), dataset_json, tolerance)
-        for (folder, _), name in zip(todo, names, strict=True)
+        delayed(measure_files)(str(truth / f"{case}{ending}"), str(folder / f"{case}{ending}"), dataset_json, tolerance)
+        for folder, case in todo
     )
     progress = tqdm(results, "Metrics", len(todo), unit="case", disable=not todo)
     for (folder, case), values in zip(todo, progress, strict=True):
         measured[folder][case] = values
     for folder in {folder for folder, _ in todo}:
         write_json({"tolerance_mm": tolerance, "cases": measured[folder]}, str(folder / "metrics.json"))
-    return {folder: {case: measured[folder][case] for case in cases[folder]} for folder in folders}
+    return {folder: {case: measured[folder][case] for case in cases[folder]} for folder in cases}
 
 
 def _read_kept(folder: Path, tolerance: float) -> dict[str, CaseMetrics]:
     """What was measured before, with this tolerance and since the predictions were made."""
     file = folder / "metrics.json"
-    if not file.is_file():
+    if not file.is_file() or any(other.stat().st_mtime > file.stat().st_mtime for other in folder.iterdir()):
         return {}
     kept = load_json(str(file))
-    if kept["tolerance_mm"] != tolerance or any(f.stat().st_mtime > file.stat().st_mtime for f in folder.iterdir()):
-        return {}
-    return kept["cases"]
+    return kept["cases"] if kept["tolerance_mm"] == tolerance else {}

@@ -3,13 +3,11 @@
 import contextlib
 import io
 import json
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from batchgenerators.utilities.file_and_folder_operations import load_json
 
-from nnunet_dvcl import trainers
 from nnunet_dvcl.data.folders import check_configuration
 from nnunet_dvcl.data.messages import bullet_list
 from nnunet_dvcl.data.storage import write_json
@@ -17,7 +15,7 @@ from nnunet_dvcl.errors import UserError
 from nnunet_dvcl.lock import locked
 from nnunet_dvcl.tools.configure import configure
 from nnunet_dvcl.tools.dataset import link_images
-from nnunet_dvcl.tools.experiment.experiment_file import IMAGES_TS, Row
+from nnunet_dvcl.tools.experiment.experiment_file import IMAGES_TS, KeptSplits
 from nnunet_dvcl.tools.experiment.runs import RECORD, Run, Workplace, all_runs
 from nnunet_dvcl.tools.model_folders import organ_names
 from nnunet_dvcl.tools.running.command import Command, environment
@@ -30,14 +28,9 @@ from nnunet_dvcl.tools.trainer_classes import find_trainer_class
 
 @dataclass(frozen=True)
 class Cases:
-    """What the splits of a data set come to.
+    """What the splits of a data set come to."""
 
-    Attributes:
-        splits: the entries of ``splits_final.json``.
-        test: identifiers of the test cases.
-    """
-
-    splits: list[dict[str, list[str]]]
+    splits: list[dict[str, list[str]]]  # as in splits_final.json
     test: list[str]
 
     def evaluated(self, run: Run) -> list[str]:
@@ -51,52 +44,29 @@ def prepare(place: Workplace) -> Cases:
     Raises:
         UserError: the data set, the splits or a trainer cannot be used; a command failed.
     """
+    for row in place.experiment.rows:
+        if row.selftrain is not None:
+            refuse_semi_supervised(row.trainer)
+        find_trainer_class(row.trainer)
     runs = all_runs(place.experiment)
-    _check_trainers(place.experiment.rows)
     file = place.folder / "prepare.lock"
     with locked(file, waiting=f"Another process prepares this experiment; waiting for it ({file})"):
-        _preprocess(place, sorted({run.base for run in runs}))
+        _preprocess(place, sorted({run.configuration.base for run in runs}))
         _write_configurations(place, runs)
         cases = _write_splits(place)
         _preprocess_unlabeled(place, runs, cases)
-        _link_test_images(place, cases)
+        if cases.test and not place.has_own_test:  # nnUNetv2_predict takes a folder
+            images = {case: place.dataset.labeled_cases[case]["images"] for case in cases.test}
+            link_images(place.test_images, images, place.dataset.json["file_ending"])
     return cases
 
 
 def read_cases(place: Workplace) -> Cases:
-    """The cases of an experiment that was prepared before.
-
-    Raises:
-        UserError: it was not.
-    """
+    """The cases of an experiment that was prepared before; ``UserError`` where it was not."""
     file = place.folder / "cases.json"
     if not file.is_file():
         raise UserError(f"{place.experiment.file} was not run yet: nnunet_dvcl experiment run {place.experiment.file}")
     return Cases(**load_json(str(file)))
-
-
-# ---------------------------------------------------------------- trainers
-
-
-def _check_trainers(rows: Iterable[Row]) -> None:
-    """``UserError`` for a trainer that nnU-Net does not find, or that self-training cannot have."""
-    for row in rows:
-        name = row.trainer
-        find_trainer_class(name)
-        if row.selftrain is not None:
-            refuse_semi_supervised(name)
-
-
-def is_ours(trainer: str) -> bool:
-    """Whether it is one of this package's, which can be seeded."""
-    return hasattr(trainers, trainer)
-
-
-def uses_folder(run: Run) -> bool:
-    """Whether it takes the scans of ``imagesTr_unlabeled``."""
-    values = dict([*run.configuration.values, *run.row.values])
-    asks = is_semi_supervised(run.row.trainer) and values.get("ssl.unlabeled_folder") != "false"
-    return asks or run.row.selftrain is not None
 
 
 # ---------------------------------------------------------------- preprocessed data
@@ -125,19 +95,23 @@ def _preprocess(place: Workplace, bases: list[str]) -> None:
 
 
 def _preprocess_unlabeled(place: Workplace, runs: list[Run], cases: Cases) -> None:
-    scans = place.dataset.unlabeled_scans
+    scans, plans, bases = place.dataset.unlabeled_scans, place.dataset.plans(place.experiment.plans), set()
     for run in runs:
-        needs = is_semi_supervised(run.row.trainer) or run.row.selftrain is not None
-        if needs and not cases.splits[run.split].get("unlabeled") and not (scans and uses_folder(run)):
+        if not is_semi_supervised(run.row.trainer) and run.row.selftrain is None:
+            continue
+        configuration = plans.get_configuration(run.derived_configuration).configuration
+        takes_scans = run.row.selftrain or find_trainer_class(run.row.trainer).uses_unlabeled_folder(configuration)
+        if not cases.splits[run.split].get("unlabeled") and not (scans and takes_scans):
             raise UserError(
                 f"The run {run.name} has no unlabeled case: all training cases of its split keep their label, and "
                 "it takes no scans of imagesTr_unlabeled. Give its entry of trainers the key labeled, with the "
                 "amounts that it is for."
             )
-    bases = sorted({run.base for run in runs if run.row.selftrain is None and uses_folder(run)})
-    if scans and bases:
-        words = ("nnunet_dvcl", "preprocess", "-d", place.dataset.id, "-p", place.experiment.plans, "-c", *bases)
-        _call(place, Command(*words), "preprocess_unlabeled")
+        if scans and takes_scans and run.row.selftrain is None:
+            bases.add(run.configuration.base)
+    if bases:
+        words = ("preprocess", "-d", place.dataset.id, "-p", place.experiment.plans, "-c", *sorted(bases))
+        _call(place, Command("nnunet_dvcl", *words), "preprocess_unlabeled")
 
 
 def _call(place: Workplace, command: Command, name: str) -> None:
@@ -155,12 +129,9 @@ def _call(place: Workplace, command: Command, name: str) -> None:
 
 
 def _write_configurations(place: Workplace, runs: list[Run]) -> None:
-    firsts: dict[str, Run] = {}
-    for run in runs:
-        firsts.setdefault(run.derived_configuration, run)
     with contextlib.redirect_stdout(io.StringIO()):  # it says how to train
-        for name, run in firsts.items():
-            configure(str(place.dataset.id), run.base, name, place.experiment.plans, run.assignments)
+        for name, run in {run.derived_configuration: run for run in runs}.items():
+            configure(str(place.dataset.id), run.configuration.base, name, place.experiment.plans, run.assignments)
 
 
 def settings(place: Workplace, run: Run, cases: Cases) -> dict:
@@ -168,98 +139,95 @@ def settings(place: Workplace, run: Run, cases: Cases) -> dict:
     plans = place.dataset.plans(place.experiment.plans)
     configuration = plans.get_configuration(run.derived_configuration).configuration
     split = {key: sorted(names) for key, names in cases.splits[run.split].items()}
-    own = {} if run.row.selftrain is None else {"selftrain": asdict(run.row.selftrain)}
-    return json.loads(json.dumps({"trainer": run.row.trainer, "split": split, "configuration": configuration, **own}))
+    values = {"trainer": run.row.trainer, "split": split, "configuration": configuration}
+    if run.row.selftrain is not None:
+        values["selftrain"] = run.row.selftrain.model_dump()
+    return json.loads(json.dumps(values))
 
 
 def claim(place: Workplace, run: Run, cases: Cases) -> None:
-    """Writes into the run's folder what the run is started with.
-
-    Raises:
-        UserError: there are results that were made with something else.
-    """
+    """Writes into the run's folder what it is started with; ``UserError`` where there are results of something else."""
     folder = place.home(run)
-    wanted, file = settings(place, run, cases), folder / RECORD
-    if not file.is_file():
-        if any(folder.glob("checkpoint_*.pth")):
-            raise UserError(f"{folder} has results that no experiment has made. Move or delete that folder.")
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(wanted, str(file))
+    if (folder / RECORD).is_file():
+        check_record(place, run, cases)
+    elif any(folder.glob("checkpoint_*.pth")):
+        raise UserError(f"{folder} has results that no experiment has made. Move or delete that folder.")
     else:
-        check_record(file, wanted)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(settings(place, run, cases), str(folder / RECORD))
     if run.row.selftrain is not None:
         claim(place, run.teacher, cases)
 
 
-def check_record(file: Path, wanted: dict) -> None:
+def check_record(place: Workplace, run: Run, cases: Cases) -> None:
     """``UserError`` when a run was made with other cases or values than the experiment has now."""
-    made_with = load_json(str(file))
+    folder = place.home(run)
+    made_with, wanted = load_json(str(folder / RECORD)), settings(place, run, cases)
     if made_with != wanted:
         made, now = _by_key(made_with), _by_key(wanted)
         differing = ", ".join(key for key in now if made.get(key) != now[key]) or "fewer keys"
         raise UserError(
-            f"{file.parent} was trained with other cases or values ({differing}) than the experiment has now. Undo the "
+            f"{folder} was trained with other cases or values ({differing}) than the experiment has now. Undo the "
             "change, or move or delete that folder."
         )
 
 
 def _by_key(settings: dict) -> dict:
-    """Part -> value, and part.key -> value for a part that has keys."""
-    nested = {part: values for part, values in settings.items() if isinstance(values, dict)}
-    flat = {part: value for part, value in settings.items() if part not in nested}
-    return flat | {f"{part}.{key}": value for part, values in nested.items() for key, value in values.items()}
+    """part.key -> value, for parts that have keys."""
+    parts = {part: values if isinstance(values, dict) else {"": values} for part, values in settings.items()}
+    return {f"{part}.{key}".rstrip("."): value for part, values in parts.items() for key, value in values.items()}
 
 
 # ---------------------------------------------------------------- splits
 
 
 def _write_splits(place: Workplace) -> Cases:
-    splits_file, experiment = place.dataset.splits_file, place.experiment
-    if experiment.splits.keep:
-        if not splits_file.is_file():
-            raise UserError(f"{splits_file} does not exist, which splits.keep asks for.")
-        folds, test = load_json(str(splits_file)), []
-        for run in all_runs(experiment):
-            if run.split >= len(folds):
-                amount = f"splits.keep.{run.amount.name}"
-                raise UserError(f"{splits_file} has {len(folds)} entries, and {amount} names {run.split}.")
-    else:
-        folds, test = _draw(place)
-        if splits_file.is_file() and load_json(str(splits_file)) != folds:
-            raise UserError(
-                f"{splits_file} is there and holds other splits than the experiment draws. It is not replaced: move it "
-                "away (a training needs it to go on), or use its folds with splits.keep."
-            )
-        if test:
-            write_json(test, str(place.preprocessed / TEST_FILE))
-        if not splits_file.is_file():
-            write_json(folds, str(splits_file))
-    if experiment.splits.test == IMAGES_TS:
-        test = _cases_of_images_ts(place)
-    cases = Cases(folds, test)
-    write_json({"splits": folds, "test": test}, str(place.folder / "cases.json"))
+    take = _keep if isinstance(place.experiment.splits, KeptSplits) else _write_new
+    cases = take(place, place.dataset.splits_file)
+    if place.has_own_test:
+        cases = Cases(cases.splits, _cases_of_images_ts(place))
+    write_json(asdict(cases), str(place.folder / "cases.json"))
     return cases
 
 
-def _draw(place: Workplace) -> tuple[list[dict[str, list[str]]], list[str]]:
-    """The entries of ``splits_final.json``, one for each amount and fold, and the test cases.
+def _keep(place: Workplace, file: Path) -> Cases:
+    if not file.is_file():
+        raise UserError(f"{file} does not exist, which splits.keep asks for.")
+    folds = load_json(str(file))
+    for run in all_runs(place.experiment):
+        if run.split >= len(folds):
+            raise UserError(f"{file} has {len(folds)} entries, and splits.keep.{run.amount.name} names {run.split}.")
+    return Cases(folds, [])
 
-    Folds and test cases are the same for each amount, and the labeled cases are nested.
-    """
-    options = place.experiment.splits
-    dataset_json = place.dataset_json
-    segmentations = {case: files["label"] for case, files in place.dataset.labeled_cases.items()}
-    classes = _case_classes(place, segmentations, dataset_json)
-    groups = group_by(segmentations, options.group_by) if options.group_by else None
+
+def _write_new(place: Workplace, file: Path) -> Cases:
+    cases = _draw(place)
+    if file.is_file() and load_json(str(file)) != cases.splits:
+        raise UserError(
+            f"{file} is there and holds other splits than the experiment draws. It is not replaced: move it "
+            "away (a training needs it to go on), or use its folds with splits.keep."
+        )
+    if cases.test:
+        write_json(cases.test, str(file.with_name(TEST_FILE)))
+    if not file.is_file():
+        write_json(cases.splits, str(file))
+    return cases
+
+
+def _draw(place: Workplace) -> Cases:
+    """An entry for each amount and fold; all amounts have the same folds and test cases, and nested labeled cases."""
+    options, dataset = place.experiment.splits, place.dataset
+    classes = _case_classes(place)
+    groups = group_by(classes, options.group_by) if options.group_by else None
     folds = []
     for amount in options.labeled:
         drawn = make_splits(
             classes,
-            organ_names(dataset_json),
+            organ_names(dataset.json),
             labeled=amount.share,
             count=amount.count,
             unlabeled=options.unlabeled if amount.share != 1 else None,
-            test=0.0 if options.test == IMAGES_TS else options.test,
+            test=0.0 if place.has_own_test else options.test,
             num_folds=options.num_folds,
             seed=options.seed,
             groups=groups,
@@ -267,39 +235,25 @@ def _draw(place: Workplace) -> tuple[list[dict[str, list[str]]], list[str]]:
         )
         folds += [drawn.folds[fold] for fold in options.use]
     if groups:
-        check_scans(place.dataset.name, dataset_json, options.group_by, groups, Splits(folds, drawn.test))
-    return folds, drawn.test
+        check_scans(dataset.name, dataset.json, options.group_by, groups, Splits(folds, drawn.test))
+    return Cases(folds, drawn.test)
 
 
-def _case_classes(place: Workplace, segmentations: dict[str, str], dataset_json: dict) -> dict[str, list[str]]:
+def _case_classes(place: Workplace) -> dict[str, list[str]]:
     """Reading all labels takes minutes on a large data set: done once."""
-    file = place.folder / "case_classes.json"
-    if file.is_file():
-        classes = load_json(str(file))
-        if classes.keys() == segmentations.keys():
-            return classes
-    classes = read_case_classes(segmentations, dataset_json)
-    write_json(classes, str(file))
+    file, cases = place.folder / "case_classes.json", place.dataset.labeled_cases
+    classes = load_json(str(file)) if file.is_file() else {}
+    if classes.keys() != cases.keys():
+        classes = read_case_classes({case: files["label"] for case, files in cases.items()}, place.dataset.json)
+        write_json(classes, str(file))
     return classes
 
 
-# ---------------------------------------------------------------- test cases
-
-
 def _cases_of_images_ts(place: Workplace) -> list[str]:
-    ending = place.dataset_json["file_ending"]
-    labels = {file.name.removesuffix(ending) for file in place.test_labels.glob(f"*{ending}")}
-    images = {file.name.removesuffix(f"_0000{ending}") for file in place.test_images.glob(f"*_0000{ending}")}
+    ending = place.dataset.json["file_ending"]
+    labels = {file.name.removesuffix(ending) for file in place.truth.glob(f"*{ending}")}
     if not labels:
-        raise UserError(f"{place.test_labels} has no labels (*{ending}), which splits.test: {IMAGES_TS} asks for.")
-    if missing := sorted(labels - images):
-        raise UserError(f"These cases of {place.test_labels} have no image in imagesTs:\n{bullet_list(missing)}")
+        raise UserError(f"{place.truth} has no labels (*{ending}), which splits.test: {IMAGES_TS} asks for.")
+    if missing := [case for case in sorted(labels) if not (place.test_images / f"{case}_0000{ending}").is_file()]:
+        raise UserError(f"These cases of {place.truth} have no image in imagesTs:\n{bullet_list(missing)}")
     return sorted(labels)
-
-
-def _link_test_images(place: Workplace, cases: Cases) -> None:
-    """nnUNetv2_predict takes a folder: one with links to the images of the test cases, which are among the labeled."""
-    if not cases.test or place.experiment.splits.test == IMAGES_TS:
-        return
-    images = {case: place.dataset.labeled_cases[case]["images"] for case in cases.test}
-    link_images(place.test_images, images, place.dataset_json["file_ending"])

@@ -11,12 +11,11 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from pandas import DataFrame, Series
 
-from nnunet_dvcl import __version__
+from nnunet_dvcl import __version__, trainers
 from nnunet_dvcl.figures import COLORS, plain_style, save_image, save_table
 from nnunet_dvcl.files import replacing
-from nnunet_dvcl.tools.experiment.experiment_file import IMAGES_TS
 from nnunet_dvcl.tools.experiment.metrics import LOWER_IS_BETTER, METRICS
-from nnunet_dvcl.tools.experiment.prepare import Cases, is_ours, read_cases
+from nnunet_dvcl.tools.experiment.prepare import Cases, read_cases
 from nnunet_dvcl.tools.experiment.results import GROUP, MEAN, ROW, Results, collect
 from nnunet_dvcl.tools.experiment.runs import Workplace
 from nnunet_dvcl.tools.running.progress import CHECKPOINT
@@ -98,25 +97,22 @@ def markdown(place: Workplace, cases: Cases, results: Results) -> str:
 
 def _what_was_compared(place: Workplace, cases: Cases, results: Results) -> str:
     experiment, baseline = place.experiment, place.experiment.report.baseline
-    own_test = experiment.splits.test == IMAGES_TS
-    whatever = "which the test cases are not among" if own_test else "test and validation cases too"
-    absent = (
-        "Absent organs are treated as nnU-Net treats them: a case in which neither truth nor prediction has the organ "
-        "has no value; where only one of the two has it, Dice, Jaccard and NSD are 0. HD95 has no value in both, so a "
-        "missed organ does not raise it: read it beside the number of cases missed."
-    )
-    distances = (
-        "HD95 in mm; NSD: normalized surface distance (surface Dice) at a tolerance of "
-        f"{experiment.report.tolerance:g} mm. Both by the package surface-distance."
-    )
+    whatever = "which the test cases are not among" if place.has_own_test else "test and validation cases too"
     lines = [
         f"{place.dataset}, plans {experiment.plans}; nnunet_dvcl {__version__}.",
         f"Cases: {_evaluated(place, cases)}",
         f"Checkpoint: {CHECKPOINT}, of the last epoch, in all runs: no checkpoint was selected on any case.",
         f"Values are means over the cases, then mean ± standard deviation over the seeds ({_seeds(results)}).",
-        absent,
+        (
+            "Absent organs are treated as nnU-Net treats them: a case in which neither truth nor prediction has the "
+            "organ has no value; where only one of the two has it, Dice, Jaccard and NSD are 0. HD95 has no value in "
+            "both, so a missed organ does not raise it: read it beside the number of cases missed."
+        ),
         "The mean is that of the organs' means, as nnU-Net's foreground mean; it is n/a when an organ has no value.",
-        distances,
+        (
+            "HD95 in mm; NSD: normalized surface distance (surface Dice) at a tolerance of "
+            f"{experiment.report.tolerance:g} mm. Both by the package surface-distance."
+        ),
         f"nnU-Net's plans and intensity statistics were made from all cases of imagesTr, {whatever}.",
     ]
     if baseline is not None:
@@ -127,7 +123,7 @@ def _what_was_compared(place: Workplace, cases: Cases, results: Results) -> str:
             f"of comparisons of each metric in this report, {number}. It says nothing of the spread over other draws "
             "of the labeled cases."
         )
-    if stock := sorted(name for name in results.table.index.unique("trainer") if not is_ours(name)):
+    if stock := sorted(name for name in results.table.index.unique("trainer") if not hasattr(trainers, name)):
         lines.append(f"{', '.join(stock)} cannot be seeded: its seeds only number independent runs.")
     if results.unfinished:
         names = ", ".join(run.name for run in results.unfinished)
@@ -136,9 +132,9 @@ def _what_was_compared(place: Workplace, cases: Cases, results: Results) -> str:
 
 
 def _evaluated(place: Workplace, cases: Cases) -> str:
-    test = place.experiment.splits.test
     if place.has_test:
-        where = IMAGES_TS if test == IMAGES_TS else f"{test:.0%} of the labeled cases, held out"
+        test = place.experiment.splits.test
+        where = test if place.has_own_test else f"{test:.0%} of the labeled cases, held out"
         return f"{len(cases.test)} test cases ({where}), in no fold: neither trained nor validated on."
     return (
         "the validation cases of each fold; there are no test cases. Nothing was selected on them in these runs, but "

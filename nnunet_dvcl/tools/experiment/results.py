@@ -10,8 +10,8 @@ from pandas import CategoricalDtype, DataFrame, MultiIndex
 from nnunet_dvcl.errors import UserError
 from nnunet_dvcl.tools.experiment.experiment_file import Experiment
 from nnunet_dvcl.tools.experiment.metrics import METRICS, CaseMetrics, measure_folders
-from nnunet_dvcl.tools.experiment.prepare import Cases, check_record, settings
-from nnunet_dvcl.tools.experiment.runs import RECORD, Run, State, Workplace, all_runs
+from nnunet_dvcl.tools.experiment.prepare import Cases, check_record
+from nnunet_dvcl.tools.experiment.runs import Run, State, Workplace, all_runs
 from nnunet_dvcl.tools.experiment.statistics import PairedTest, compare, holm
 
 GROUP = ["labeled", "configuration"]
@@ -53,20 +53,16 @@ def collect(place: Workplace, cases: Cases) -> Results:
     if not finished:
         raise UserError(f"No run of {experiment.file} is finished yet: nnunet_dvcl experiment run does them.")
     for run in finished:
-        check_record(place.home(run) / RECORD, settings(place, run, cases))
+        check_record(place, run, cases)
     unfinished = [run for run in runs if run not in finished]
     incomplete = {_without_fold(run) for run in unfinished}
     complete = [run for run in finished if _without_fold(run) not in incomplete]
     if not complete:
         raise UserError(f"No seed of {experiment.file} has all its folds yet: nnunet_dvcl experiment run does them.")
-    truth = place.test_labels if place.has_test else place.preprocessed / "gt_segmentations"
-    measured = measure_folders(
-        {place.predictions(run): truth for run in complete},
-        {place.predictions(run): cases.evaluated(run) for run in complete},
-        place.dataset_json,
-        experiment.report.tolerance,
-    )
-    table = case_table(experiment, {run: measured[place.predictions(run)] for run in complete})
+    folders = {run: place.predictions(run) for run in complete}
+    evaluated = {folders[run]: cases.evaluated(run) for run in complete}
+    measured = measure_folders(place.truth, evaluated, place.dataset.json, experiment.report.tolerance)
+    table = case_table(experiment, {run: measured[folder] for run, folder in folders.items()})
     return Results(table, summarize(table).join(compare_rows(table, experiment.report.baseline)), unfinished)
 
 

@@ -4,14 +4,15 @@ import os
 import re
 import subprocess
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from typing import TextIO
 
 from tqdm import tqdm
 
 from nnunet_dvcl.data.storage import write_json
 from nnunet_dvcl.lock import acquire
+from nnunet_dvcl.options import read
+from nnunet_dvcl.tools.experiment.experiment_file import Devices
 from nnunet_dvcl.tools.experiment.prepare import Cases, claim, prepare
 from nnunet_dvcl.tools.experiment.runs import RECORD, Run, State, Workplace, all_runs, find_runs
 from nnunet_dvcl.tools.running.command import Command, environment, kind
@@ -58,25 +59,15 @@ def run_experiment(
         The exit status: 1 when a run failed, else 0.
 
     Raises:
-        UserError: the experiment cannot be prepared; a run has results of something else.
+        UserError: no such run or device; the experiment cannot be prepared; a run has results of something else.
     """
+    devices = read(Devices, devices, "--devices") if devices else place.experiment.devices
     runs = find_runs(all_runs(place.experiment), names)
     with stoppable():
         cases = prepare(place)
         if only_prepare:
             return 0
-        return Runner(place, cases, runs, devices or place.experiment.devices).work()
-
-
-@dataclass
-class _Job:
-    """A run that is being done."""
-
-    run: Run
-    device: str
-    lock: TextIO
-    command: Command | None = None
-    process: subprocess.Popen | None = None
+        return Runner(place, cases, runs, devices).work()
 
 
 class Runner:
@@ -87,7 +78,8 @@ class Runner:
         self.cases = cases
         self.pending = list(runs)
         self.free = list(devices)
-        self.jobs: list[_Job] = []
+        self.jobs: list[tuple[Run, str, Iterator[str]]] = []  # with the device, and what the run is at
+        self.processes: dict[Run, subprocess.Popen] = {}
         self.failed: list[Run] = []
         self.num_elsewhere = 0
         self.bar = tqdm(total=len(runs), desc="Runs", unit="run", smoothing=0)
@@ -96,76 +88,71 @@ class Runner:
         try:
             while self.pending or self.jobs:
                 self._start_jobs()
-                for job in list(self.jobs):
-                    self._look_after(job)
-                self.bar.set_postfix_str("; ".join(f"{job.device} {job.run.name} {self._at(job)}" for job in self.jobs))
-                if self.jobs:
+                states = {job: next(job[-1], None) for job in self.jobs}
+                self.bar.set_postfix_str("; ".join(filter(None, states.values())))
+                if all(states.values()):
                     time.sleep(_POLL)
+                for job in [job for job, state in states.items() if state is None]:
+                    self.jobs.remove(job)
+                    self.free.append(job[1])
+                    self.bar.update()
         finally:
-            stop(*(job.process for job in self.jobs if job.process))
-            for job in list(self.jobs):
-                self._end(job)
+            stop(*self.processes.values())
+            for *_, steps in self.jobs:
+                steps.close()
             self.bar.close()
         self._conclude()
         return 1 if self.failed else 0
 
     def _start_jobs(self) -> None:
         for run in list(self.pending):
-            if not self.free:
-                return
-            if run.row.selftrain is not None and self._is_to_come(run.teacher):
-                continue
-            self.pending.remove(run)
-            if self.place.state(run) is State.FINISHED:
-                claim(self.place, run, self.cases)
-                self.bar.update()
-            elif (lock := acquire(self.place.lock(run), patience=_LOOK)) is not None:
-                self._begin(run, lock)
-            else:
-                self.num_elsewhere += 1
-                self.bar.update()
+            if self.free and not (run.row.selftrain is not None and self._is_to_come(run.teacher)):
+                self.pending.remove(run)
+                device = self.free.pop(0)
+                self.jobs.append((run, device, self._do(run, device)))
 
     def _is_to_come(self, teacher: Run) -> bool:
         """Whether another row of this experiment trains it: then it is waited for."""
         home = self.place.home(teacher)
-        others = [*self.pending, *(job.run for job in self.jobs)]
+        others = [*self.pending, *(run for run, *_ in self.jobs)]
         return any(run.row.selftrain is None and self.place.home(run) == home for run in others)
 
-    def _begin(self, run: Run, lock: TextIO) -> None:
-        job = _Job(run, self.free.pop(0), lock)
-        self.jobs.append(job)  # before all that may fail: it frees the lock
-        claim(self.place, run, self.cases)
-        self.place.failure(run).unlink(missing_ok=True)
-        self._go_on(job, 0)
-
-    def _go_on(self, job: _Job, status: int) -> None:
-        """Starts the job's next command, or ends it where there is none or `status`, of the last one, is a failure."""
-        command = next_command(self.place, job.run, job.device)
-        if command is not None and status == 0 and (job.command is None or command[0] != job.command[0]):
-            experiment = self.place.experiment
-            variables = environment(experiment.environment, job.device, experiment.threads)
-            with log_of(command, self.place.log(job.run)) as log:
-                job.process = start(command, variables, log, pass_fds=(job.lock.fileno(),))
-            job.command = command
+    def _do(self, run: Run, device: str) -> Iterator[str]:
+        """Does a run to its end or its first failure; yields what it is at."""
+        if self.place.state(run) is State.FINISHED:
+            claim(self.place, run, self.cases)
             return
-        if command is not None or status:
-            self._report_failure(job.run, status)
-        self._end(job)
-        self.bar.update()
-
-    def _look_after(self, job: _Job) -> None:
-        status = job.process.poll()
-        if status is None:
+        lock = acquire(self.place.lock(run), patience=_LOOK)
+        if lock is None:
+            self.num_elsewhere += 1
             return
-        stop(job.process)  # workers that it may have left behind
-        if status == 0 and job.command[0] == "nnUNetv2_predict":
-            self._record_test(job.run)
-        self._go_on(job, status)
+        with lock:
+            claim(self.place, run, self.cases)
+            self.place.failure(run).unlink(missing_ok=True)
+            status, last = 0, None
+            while status == 0 and (command := next_command(self.place, run, device)) and command[0] != last:
+                last = command[0]
+                process = self.processes[run] = self._start(command, run, device, lock)
+                try:
+                    while (status := process.poll()) is None:
+                        yield f"{device} {run.name} {self._at(run, command)}"
+                finally:
+                    stop(self.processes.pop(run))  # and workers that it may have left behind
+                if status == 0 and last == "nnUNetv2_predict":
+                    self._record_test(run)
+            if command is not None:
+                self._report_failure(run, status)
+
+    def _start(self, command: Command, run: Run, device: str, lock: TextIO) -> subprocess.Popen:
+        experiment = self.place.experiment
+        variables = environment(experiment.environment, device, experiment.threads)
+        with log_of(command, self.place.log(run)) as log:
+            return start(command, variables, log, pass_fds=(lock.fileno(),))
 
     def _record_test(self, run: Run) -> None:
         """Says that the predictions are complete, when they are."""
         folder = self.place.predictions(run)
-        if not without_file(folder, self.cases.test, self.place.dataset_json["file_ending"]):
+        if not without_file(folder, self.cases.test, self.place.dataset.json["file_ending"]):
             write_json({"checkpoint": CHECKPOINT, "cases": self.cases.test}, str(folder / RECORD))
 
     def _report_failure(self, run: Run, status: int) -> None:
@@ -174,15 +161,10 @@ class Runner:
         reason = f"ended with status {status}" if status else "ended, but its results are not complete"
         self.bar.write(f"{run.name} {reason}. Its last lines:\n{tail(self.place.log(run))}")
 
-    def _end(self, job: _Job) -> None:
-        job.lock.close()
-        self.jobs.remove(job)
-        self.free.append(job.device)
-
-    def _at(self, job: _Job) -> str:
-        if job.command[0] == "nnUNetv2_predict":
+    def _at(self, run: Run, command: Command) -> str:
+        if command[0] == "nnUNetv2_predict":
             return "predicts"
-        with open(self.place.log(job.run), "rb") as log:
+        with open(self.place.log(run), "rb") as log:
             log.seek(max(0, os.path.getsize(log.name) - 4096))
             epochs = re.findall(rb": Epoch (\d+)", log.read())
         return f"epoch {epochs[-1].decode()}" if epochs else ""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 from functools import cached_property
@@ -34,24 +34,19 @@ class State(Enum):
 
 @dataclass(frozen=True)
 class Run:
-    """One training: a row of the tables in one configuration, amount of labels, fold and seed.
-
-    Attributes:
-        fold: number of the cross-validation fold.
-        split: number of the entry in ``splits_final.json``, nnU-Net's fold.
-    """
+    """One training: a row of the tables in one configuration, amount of labels, fold and seed."""
 
     row: Row
     configuration: Configuration
     amount: Amount
-    fold: int
-    split: int
+    fold: int  # of the cross-validation
+    split: int  # number of the entry in splits_final.json, nnU-Net's fold
     seed: int
 
     @property
     def name(self) -> str:
-        parts = (self.row.name, self.configuration.name, self.amount.name, f"fold{self.fold}", f"seed{self.seed}")
-        return "__".join(parts)
+        names = self.row.name, self.configuration.name, self.amount.name
+        return "__".join([*names, f"fold{self.fold}", f"seed{self.seed}"])
 
     @property
     def derived_configuration(self) -> str:
@@ -60,14 +55,9 @@ class Run:
         return f"{self.configuration.name}{own}_seed{self.seed}"
 
     @property
-    def base(self) -> str:
-        """The configuration of the plans that its values change."""
-        return self.configuration.base or self.configuration.name
-
-    @property
     def teacher(self) -> Run:
         """For a row of self-training, the run that trains its first teacher."""
-        return replace(self, row=replace(self.row, selftrain=None))
+        return replace(self, row=self.row.model_copy(update={"selftrain": None}))
 
     @property
     def assignments(self) -> list[str]:
@@ -81,7 +71,7 @@ def all_runs(experiment: Experiment) -> list[Run]:
     splits = experiment.splits
     folds = [(amount, fold) for amount in splits.labeled for fold in (amount.folds or splits.use)]
     return [
-        Run(row, configuration, amount, fold, fold if splits.keep else number, seed)
+        Run(row, configuration, amount, fold, fold if amount.folds else number, seed)
         for seed in experiment.seeds
         for number, (amount, fold) in enumerate(folds)
         for configuration in experiment.configurations
@@ -90,40 +80,24 @@ def all_runs(experiment: Experiment) -> list[Run]:
     ]
 
 
-def find_runs(runs: Iterable[Run], names: Iterable[str]) -> list[Run]:
-    """The runs of these names, all of them without any.
-
-    Raises:
-        UserError: an unknown name.
-    """
-    names, by_name = list(names), {run.name: run for run in runs}
-    for name in names:
-        if name not in by_name:
-            raise UserError(f"There is no run {name}. The runs are listed by nnunet_dvcl experiment status.")
-    return [by_name[name] for name in names] or list(by_name.values())
+def find_runs(runs: Iterable[Run], names: Sequence[str]) -> list[Run]:
+    """The runs of these names, all of them without any; ``UserError`` for an unknown name."""
+    by_name = {run.name: run for run in runs}
+    if unknown := [name for name in names if name not in by_name]:
+        raise UserError(f"There is no run {unknown[0]}. The runs are listed by nnunet_dvcl experiment status.")
+    return [by_name[name] for name in names or by_name]
 
 
 @dataclass(frozen=True)
 class Workplace:
-    """The folders of an experiment.
-
-    Raises:
-        UserError: a folder of nnU-Net's is not set, or there is no such data set.
-    """
+    """The folders of an experiment."""
 
     experiment: Experiment
 
     @cached_property
     def dataset(self) -> Dataset:
+        """Raises ``UserError`` where a folder of nnU-Net's is not set, or there is no such data set."""
         return Dataset.find(self.experiment.dataset)
-
-    @property
-    def preprocessed(self) -> Path:
-        return self.dataset.preprocessed
-
-    @property
-    def dataset_json(self) -> dict:
-        return self.dataset.json
 
     @property
     def folder(self) -> Path:
@@ -135,20 +109,23 @@ class Workplace:
         return bool(self.experiment.splits.test)
 
     @property
-    def test_images(self) -> Path:
-        """For ``nnUNetv2_predict``; links, where the test cases are among the labeled."""
-        own = self.experiment.splits.test == IMAGES_TS
-        return self.dataset.raw / "imagesTs" if own else self.folder / "test_images"
+    def has_own_test(self) -> bool:
+        """Whether no test case is among the labeled."""
+        return self.experiment.splits.test == IMAGES_TS
 
     @property
-    def test_labels(self) -> Path:
-        own = self.experiment.splits.test == IMAGES_TS
-        return self.dataset.raw / "labelsTs" if own else self.preprocessed / "gt_segmentations"
+    def test_images(self) -> Path:
+        """For ``nnUNetv2_predict``; links, where the test cases are among the labeled."""
+        return self.dataset.raw / "imagesTs" if self.has_own_test else self.folder / "test_images"
+
+    @property
+    def truth(self) -> Path:
+        """The labels of the cases on which the runs are compared."""
+        return self.dataset.raw / "labelsTs" if self.has_own_test else self.dataset.preprocessed / "gt_segmentations"
 
     def source(self, run: Run) -> Model:
         """What is trained on the data set itself; for a row of self-training, its first teacher."""
-        plans, configuration = self.experiment.plans, run.derived_configuration
-        return Model(self.dataset.name, plans, configuration, run.split, run.row.trainer)
+        return Model(self.dataset.name, self.experiment.plans, run.derived_configuration, run.split, run.row.trainer)
 
     def model(self, run: Run) -> Model | None:
         """What the run is after; None while self-training has not made its last data set yet."""

@@ -46,7 +46,7 @@ class TrainingConfig(Options):
         try:
             super().__init__(**values)
         except ValidationError as error:
-            raise user_error(error, type(self), "ssl") from error
+            raise user_error(error, "ssl") from error
 
     @classmethod
     def from_plans(cls: type[C], configuration: dict) -> C:

@@ -1,7 +1,6 @@
 """An experiment file means what it says, or says what is wrong."""
 
 import json
-from dataclasses import fields
 from datetime import date
 from pathlib import Path
 
@@ -12,9 +11,9 @@ from nnunet_dvcl.errors import UserError
 from nnunet_dvcl.tools.experiment.experiment_file import (
     Configuration,
     Experiment,
+    NewSplits,
     ReportOptions,
-    _NewSplits,
-    _RowEntry,
+    Row,
     read_experiment,
 )
 from nnunet_dvcl.tools.experiment.runs import all_runs
@@ -67,6 +66,7 @@ def test_splits_that_are_there(write):
     ("changes", "message"),
     [
         ({"traners": []}, r"Unknown key traners\. Did you mean trainers\?"),
+        ({"trainers": None, "traners": []}, r"Unknown key traners\. Did you mean trainers\?"),
         ({"dataset": None}, "The key dataset is missing"),
         ({"dataset": "Hippocampus"}, "dataset is 'Hippocampus', expected a data set's number or name"),
         ({"splits": {"labeled": ["10%"], "fold": 3}}, r"Unknown key splits\.fold\. Did you mean splits\.folds\?"),
@@ -84,6 +84,9 @@ def test_splits_that_are_there(write):
         ({"configurations": {"2d": {"from": "2d", "set": {"ssl.seed": 1}}}}, "name the seeds under the key seeds"),
         ({"configurations": {"a": {"from": "2d", "set": {"x": date(2024, 1, 1)}}}}, "value that JSON cannot hold"),
         ({"seeds": [0, True]}, r"seeds\[1\] is True, expected a whole number of at least 0"),
+        ({"trainers": ["a__b"]}, r"trainers\[0\] is 'a__b', expected a name of letters"),
+        ({"trainers": [{"trainer": "T", "name": "s", "selftrain": None}]}, r"selftrain is None, expected a mapping"),
+        ({"environment": {1: "f"}}, "the key 1 of environment is 1, expected text"),
         ({"devices": ["gpu"]}, r"devices\[0\] is 'gpu', expected cpu, mps, cuda"),
         ({"trainers": [{"name": "x"}]}, r"The key trainers\[0\]\.trainer is missing"),
         ({"trainers": [{"trainer": "T", "set": {"batch_size": 2}}]}, "give it a name of its own"),
@@ -117,10 +120,10 @@ def test_the_examples_are_experiments(file):
 
 def test_the_page_of_the_keys_has_each_of_them():
     page = (ROOT / "docs/reference/experiment-file.md").read_text()
-    for part in (Experiment, Configuration, _NewSplits, _RowEntry, ReportOptions):
-        for option in fields(part):
-            if "check" in option.metadata:
-                key = option.metadata["key"] or option.name
+    for part in (Experiment, Configuration, NewSplits, Row, ReportOptions):
+        for name, field in part.model_fields.items():
+            if not field.exclude:
+                key = field.alias or name
                 assert f"\n| `{key}` | " in page, key
 
 

@@ -99,7 +99,7 @@ def test_the_values_are_means_of_cases_then_of_seeds(trial):
         (run,) = [r for r in all_runs(here.experiment) if r.row.name == "nnUNetTrainerSupervised" and r.seed == seed]
         of_cases = []
         for case in test:
-            truth = read_image(here.test_labels / f"{case}.nii.gz")
+            truth = read_image(here.truth / f"{case}.nii.gz")
             prediction = read_image(here.predictions(run) / f"{case}.nii.gz")
             overlap = [
                 (2 * ((truth == k) & (prediction == k)).sum(), (truth == k).sum() + (prediction == k).sum())
@@ -141,7 +141,7 @@ def test_an_organ_that_is_missed_in_all_cases_of_a_seed_has_no_mean_distance(tri
 def test_found_where_it_is_not(trial):
     here = trial(seeds=[0])
     case = read_cases(here).test[0]
-    for file in (here.test_labels / f"{case}.nii.gz",):
+    for file in (here.truth / f"{case}.nii.gz",):
         write_image(file, np.where(read_image(file) == 2, 1, read_image(file)).astype(np.uint8))
     results = collect(here, read_cases(here))
     row = of_organs(results, OURS)

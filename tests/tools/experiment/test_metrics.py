@@ -109,7 +109,7 @@ def test_what_is_measured_is_kept_until_a_prediction_or_the_tolerance_changes(tm
     monkeypatch.setattr(metrics, "measure_files", lambda *args: calls.append(args) or original(*args))
 
     def run(tolerance=1.0):
-        return measure_folders({predictions: truth}, {predictions: ["x"]}, DATASET, tolerance)[predictions]["x"]["a"]
+        return measure_folders(truth, {predictions: ["x"]}, DATASET, tolerance)[predictions]["x"]["a"]
 
     assert run()["Dice"] == run()["Dice"] == 1
     assert len(calls) == 1
@@ -117,6 +117,4 @@ def test_what_is_measured_is_kept_until_a_prediction_or_the_tolerance_changes(tm
     assert len(calls) == 2
     write_image(predictions / "x.nii.gz", cube(4)[0])
     assert run(2.0)["Dice"] == pytest.approx(5 / 6)
-    assert math.isnan(
-        measure_folders({predictions: truth}, {predictions: ["x"]}, DATASET, 2.0)[predictions]["x"]["b"]["Dice"]
-    )
+    assert math.isnan(measure_folders(truth, {predictions: ["x"]}, DATASET, 2.0)[predictions]["x"]["b"]["Dice"])
