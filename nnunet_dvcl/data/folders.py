@@ -85,10 +85,9 @@ def find_plans_file(dataset_name_or_id: str, plans_identifier: str) -> str:
     root, name = preprocessed_root(), find_dataset_name(dataset_name_or_id)
     check_name(name, "data set")
     for file in ("dataset.json", f"{plans_identifier}.json"):
-        if not isfile(join(root, name, file)):
-            missing = join(root, name, file)
-            raise UserError(f"{missing} does not exist: run nnUNetv2_plan_and_preprocess -d {dataset_name_or_id}.")
-    return join(root, name, f"{plans_identifier}.json")
+        if not isfile(path := join(root, name, file)):
+            raise UserError(f"{path} does not exist: run nnUNetv2_plan_and_preprocess -d {dataset_name_or_id}.")
+    return path
 
 
 def check_configuration(plans: str, known: Iterable[str], configuration: str) -> None:
@@ -111,17 +110,17 @@ def raw_folder(name: str) -> str:
 
 def raw_root() -> str:
     """The folder of nnU-Net's raw data sets; ``UserError`` where it is not set, as for `preprocessed_root`."""
-    return _root(nnUNet_raw, "raw data sets")
+    return _root(nnUNet_raw, "raw")
 
 
 def preprocessed_root() -> str:
-    return _root(nnUNet_preprocessed, "preprocessed data sets")
+    return _root(nnUNet_preprocessed, "preprocessed")
 
 
-def _root(variable: os.PathLike, content: str) -> str:
+def _root(variable: os.PathLike, kind: str) -> str:
     if not variable.is_set():
         raise UserError(
             f"The environment variable {variable.env_var_name} is not set. Let it name the folder that holds nnU-Net's "
-            f"{content}."
+            f"{kind} data sets."
         )
     return str(variable)

@@ -3,16 +3,14 @@
 import multiprocessing
 import os
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from batchgenerators.dataloading.nondet_multi_threaded_augmenter import NonDetMultiThreadedAugmenter
 from batchgenerators.dataloading.single_threaded_augmenter import SingleThreadedAugmenter
-from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
 from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
 from batchgeneratorsv2.transforms.utils.remove_label import RemoveLabelTansform
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
-from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
 from nnunet_dvcl.data.processes import exit_with_parent
 from nnunet_dvcl.data.unlabeled_dataset import UnlabeledDataset
@@ -29,26 +27,10 @@ class UnlabeledLoader(nnUNetDataLoader):
     int16 (0 inside the image, -1 where a voxel is padding or outside) and ``keys``, the B identifiers.
     """
 
-    def __init__(
-        self,
-        data: UnlabeledDataset,
-        batch_size: int,
-        patch_size: Sequence[int],
-        final_patch_size: Sequence[int],
-        label_manager: LabelManager,
-        transforms: BasicTransform | None = None,
-    ) -> None:
-        super().__init__(
-            data,
-            batch_size,
-            patch_size,
-            final_patch_size,
-            label_manager,
-            oversample_foreground_percent=0.0,
-            transforms=transforms,
-        )
-        # Else nnU-Net looks for annotated voxels.
-        self.has_ignore = False
+    def __init__(self, data: UnlabeledDataset, *args, **kwargs) -> None:
+        """As nnU-Net's own, without oversampling of foreground."""
+        super().__init__(data, *args, oversample_foreground_percent=0.0, **kwargs)
+        self.has_ignore = False  # else nnU-Net looks for annotated voxels
 
     def set_thread_id(self, thread_id: int) -> None:
         """Each worker process calls it first."""
@@ -81,7 +63,9 @@ def unlabeled_transforms(training_transforms: ComposeTransforms) -> ComposeTrans
     Made by ``trainer.get_training_transforms`` with ``deep_supervision_scales=None, regions=None``. In a cascade they
     move the previous stage's segmentation into the image, a channel each label, and padding has none of the labels.
     """
-    return ComposeTransforms([t for t in training_transforms.transforms if not _removes_padding(t)])
+    transforms = training_transforms.transforms
+    removing = [t for t in transforms if isinstance(t, RemoveLabelTansform) and t.label_value == -1]
+    return ComposeTransforms([t for t in transforms if t not in removing])
 
 
 def divide_workers(total: int, labeled_batch_size: int, unlabeled_batch_size: int) -> tuple[int, int]:
@@ -101,9 +85,8 @@ def allowed_workers(num_workers: int) -> Iterator[None]:
     try:
         yield
     finally:
-        if before is None:
-            del os.environ[_WORKERS_VARIABLE]
-        else:
+        del os.environ[_WORKERS_VARIABLE]
+        if before is not None:
             os.environ[_WORKERS_VARIABLE] = before
 
 
@@ -132,7 +115,3 @@ def stop_augmenter(augmenter: Augmenter | None) -> None:
     """End the worker processes, if there are any."""
     if isinstance(augmenter, NonDetMultiThreadedAugmenter):
         augmenter._finish()
-
-
-def _removes_padding(transform: BasicTransform) -> bool:
-    return isinstance(transform, RemoveLabelTansform) and transform.label_value == -1

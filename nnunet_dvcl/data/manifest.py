@@ -2,12 +2,15 @@
 
 import json
 from os.path import join
+from pathlib import Path
 
+from batchgenerators.utilities.file_and_folder_operations import load_json
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+from pandas import json_normalize
 
 from nnunet_dvcl.data.messages import bullet_list
-from nnunet_dvcl.data.storage import HIDDEN_FOLDER, holds_cases, write_json
+from nnunet_dvcl.data.storage import HIDDEN_FOLDER
 from nnunet_dvcl.errors import UserError
 
 _CONFIGURATION_KEYS = (
@@ -47,49 +50,28 @@ def is_current(folder: str, settings: dict) -> bool:
         UserError: the folder holds cases that were made with other settings (names what differs) or without a manifest.
     """
     file = manifest_file(folder)
-    made_with = _read(file)
+    try:
+        made_with = load_json(file)
+    except (FileNotFoundError, ValueError):
+        made_with = None
     if made_with == settings:
         return True
-    if not holds_cases(folder):
+    if not any(Path(folder).glob("*.pkl")):
         return False
-    if made_with is None:
-        problem = f"does not say which plans it was made with: {file} is missing or damaged (copied without it?)."
-    else:
+    if isinstance(made_with, dict):
         problem = f"was preprocessed with other plans:\n{bullet_list(_differences(made_with, settings))}"
+    else:
+        problem = f"does not say which plans it was made with: {file} is missing or damaged (copied without it?)."
     raise UserError(
         f"{folder} {problem}\nDelete that folder; it is made again from the raw scans, by `nnunet_dvcl preprocess` or "
         f"by the next training run."
     )
 
 
-def write_manifest(folder: str, settings: dict) -> None:
-    write_json(settings, manifest_file(folder))
-
-
-def _read(file: str) -> dict | None:
-    """None: there is none, or it is damaged."""
-    try:
-        with open(file, encoding="utf-8") as handle:
-            settings = json.load(handle)
-    except (FileNotFoundError, ValueError):
-        return None
-    return settings if isinstance(settings, dict) else None
-
-
 def _differences(old: dict, new: dict) -> list[str]:
-    old, new = _flatten(old), _flatten(new)
+    old, new = (json_normalize(settings).to_dict("records")[0] for settings in (old, new))
     return [
         f"{key}: {old.get(key)} in the folder, {new.get(key)} in the plans"
         for key in sorted(old | new)
         if old.get(key) != new.get(key)
     ]
-
-
-def _flatten(settings: dict, prefix: str = "") -> dict[str, object]:
-    flat: dict[str, object] = {}
-    for key, value in settings.items():
-        if isinstance(value, dict):
-            flat |= _flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat

@@ -15,7 +15,7 @@ from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class, nn
 
 from nnunet_dvcl import lock
 from nnunet_dvcl.data import preprocess_unlabeled, processes
-from nnunet_dvcl.data.images import BadImage, check_images
+from nnunet_dvcl.data.raw import BadImage, check_images
 from nnunet_dvcl.data.storage import complete_cases
 from nnunet_dvcl.errors import UserError
 from nnunet_dvcl.lock import is_held, locked
