@@ -18,9 +18,9 @@ from tqdm import tqdm
 from nnunet_dvcl import distributed
 from nnunet_dvcl.cascade.previous_stage import (
     PreviousStage,
+    next_stages,
     predicted_cases,
     stage_before,
-    stages_after,
     with_previous_stage,
 )
 from nnunet_dvcl.data import UnlabeledDataset, get_unlabeled_dataset
@@ -62,15 +62,17 @@ def predict_unlabeled(
     plans_manager = predictor.plans_manager
     configuration_manager = plans_manager.get_configuration(configuration)
     before = stage_before(plans_manager, trainer, configuration, fold)
-    stages = stages_after(plans_manager, trainer, configuration, fold)
-    for stage in stages:
-        target_manager = plans_manager.get_configuration(stage.next_stage)
+    folders = []
+    for next_stage in next_stages(plans_manager, configuration):
+        stage = PreviousStage(plans_manager, trainer, configuration, next_stage, fold)
+        target_manager = plans_manager.get_configuration(next_stage)
         use_folder = uses_unlabeled_folder(target_manager.configuration)
         options = predictor.dataset_json, fold, num_processes, log, use_folder
         cases = get_unlabeled_dataset(plans_manager, configuration_manager, *options, before and before.unlabeled)
         targets = get_unlabeled_dataset(plans_manager, target_manager, *options)
         _predict_stage(predictor, stage, cases, targets, num_processes, log)
-    return [stage.unlabeled for stage in stages]
+        folders.append(stage.unlabeled)
+    return folders
 
 
 def _predict_stage(

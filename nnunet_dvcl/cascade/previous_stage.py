@@ -131,12 +131,6 @@ def stage_before(
     return None if previous is None else PreviousStage(plans_manager, trainer, previous, configuration, fold)
 
 
-def stages_after(plans_manager: PlansManager, trainer: str, configuration: str, fold: int | str) -> list[PreviousStage]:
-    """``configuration`` as the previous stage of each of its `next_stages`."""
-    stages = next_stages(plans_manager, configuration)
-    return [PreviousStage(plans_manager, trainer, configuration, stage, fold) for stage in stages]
-
-
 def next_stages(plans_manager: PlansManager, configuration: str) -> list[str]:
     """The configurations that use what ``configuration`` predicts: in the plans each names the other."""
     names = plans_manager.get_configuration(configuration).next_stage_names or []

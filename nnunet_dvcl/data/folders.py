@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
-from os.path import isdir, isfile, join
+from os.path import isfile, join
 
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class, nnUNetBaseDataset
@@ -17,31 +17,25 @@ IMAGES_FOLDER = "imagesTr_unlabeled"
 
 @dataclass(frozen=True)
 class DatasetFolders:
-    """The folders of one data set in one configuration; ``raw`` as by `raw_folder`."""
+    """The folders of one data set in one configuration."""
 
-    raw: str
+    raw: str  # as by `raw_folder`
+    images: str  # imagesTr_unlabeled
     preprocessed: str
-    data_identifier: str
+    labeled: str  # the preprocessed cases
 
     @classmethod
     def of(cls, plans_manager: PlansManager, configuration_manager: ConfigurationManager) -> "DatasetFolders":
         """Raises ``UserError`` when ``nnUNet_preprocessed`` is not set, or a name in the plans leads elsewhere."""
-        name = plans_manager.dataset_name
+        name, identifier = plans_manager.dataset_name, configuration_manager.data_identifier
         check_name(name, "dataset_name of the plans")
-        check_name(configuration_manager.data_identifier, "data_identifier of the plans")
-        return cls(raw_folder(name), join(preprocessed_root(), name), configuration_manager.data_identifier)
-
-    @property
-    def images(self) -> str:
-        return join(self.raw, IMAGES_FOLDER)
-
-    @property
-    def labeled(self) -> str:
-        return join(self.preprocessed, self.data_identifier)
+        check_name(identifier, "data_identifier of the plans")
+        raw, preprocessed = raw_folder(name), join(preprocessed_root(), name)
+        return cls(raw, join(raw, IMAGES_FOLDER), preprocessed, join(preprocessed, identifier))
 
     @property
     def unlabeled(self) -> str:
-        return join(self.preprocessed, f"{self.data_identifier}_unlabeled")
+        return f"{self.labeled}_unlabeled"
 
     @property
     def splits_file(self) -> str:
@@ -54,13 +48,13 @@ class DatasetFolders:
 
     def dataset_class(self) -> type[nnUNetBaseDataset]:
         """nnU-Net's dataset class of the labeled cases; ``UserError`` when they are not preprocessed."""
-        problem = f"{self.labeled} does not exist"
-        if isdir(self.labeled):
-            try:
-                return infer_dataset_class(self.labeled)
-            except (AssertionError, KeyError) as error:
-                problem = f"{self.labeled} does not look like a folder of preprocessed cases ({error})"
-        raise UserError(f"{problem}. Preprocess the labeled cases first, with nnUNetv2_preprocess.")
+        try:
+            return infer_dataset_class(self.labeled)
+        except (FileNotFoundError, NotADirectoryError):
+            problem = "does not exist"
+        except (AssertionError, KeyError) as error:
+            problem = f"does not look like a folder of preprocessed cases ({error})"
+        raise UserError(f"{self.labeled} {problem}. Preprocess the labeled cases first, with nnUNetv2_preprocess.")
 
 
 def num_channels(dataset_json: dict) -> int:

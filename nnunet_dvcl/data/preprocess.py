@@ -1,27 +1,40 @@
 """Preprocess the unlabeled scans with the plans of the labeled cases: once, in parallel, resumable."""
 
+import json
 import os
 from dataclasses import dataclass
 from functools import cached_property
 from os.path import dirname, isdir, join
+from pathlib import Path
 
 import numpy as np
 from batchgenerators.utilities.file_and_folder_operations import load_json
 from nnunetv2.configuration import default_num_processes
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+from pandas import json_normalize
 from tqdm import tqdm
 
 from nnunet_dvcl.data.folders import DatasetFolders, check_configuration, find_plans_file, raw_root
-from nnunet_dvcl.data.manifest import is_current, manifest_file, preprocessing_settings
 from nnunet_dvcl.data.messages import bullet_list
 from nnunet_dvcl.data.processes import Log, in_processes
-from nnunet_dvcl.data.raw import BadImage, check_images, find_unlabeled_images
+from nnunet_dvcl.data.raw import check_images, find_unlabeled_images
 from nnunet_dvcl.data.splits import check_scans_have_no_label
 from nnunet_dvcl.data.storage import HIDDEN_FOLDER, complete_cases, remove_leftovers, save_case, write_json
 from nnunet_dvcl.errors import UserError
 from nnunet_dvcl.files import writing
 from nnunet_dvcl.lock import locked
+
+_CONFIGURATION_KEYS = (
+    "preprocessor_name",
+    "spacing",
+    "normalization_schemes",
+    "use_mask_for_norm",
+    "resampling_fn_data",
+    "resampling_fn_data_kwargs",
+    "resampling_fn_seg",
+    "resampling_fn_seg_kwargs",
+)
 
 
 @dataclass(frozen=True)
@@ -50,12 +63,46 @@ class UnlabeledScans:
 
     @property
     def settings(self) -> dict:
-        return preprocessing_settings(self.plans_manager, self.configuration_manager, self.dataset_class)
+        """All that decides what a preprocessed scan looks like, as JSON would hold it."""
+        plans = self.plans_manager
+        settings = {key: self.configuration_manager.configuration.get(key) for key in _CONFIGURATION_KEYS}
+        settings |= {
+            "transpose_forward": plans.transpose_forward,
+            "image_reader_writer": plans.plans["image_reader_writer"],
+            "foreground_intensity_properties_per_channel": plans.foreground_intensity_properties_per_channel,
+            "dataset_class": self.dataset_class.__name__,
+        }
+        return json.loads(json.dumps(settings))
+
+    @property
+    def manifest(self) -> str:
+        """The file that says with which settings the folder was made."""
+        return join(self.folders.unlabeled, HIDDEN_FOLDER, "manifest.json")
 
     def finished(self) -> set[str]:
-        """Scans that are preprocessed with these plans; raises as `is_current`."""
-        folder = self.folders.unlabeled
-        return complete_cases(folder, self.dataset_class) if is_current(folder, self.settings) else set()
+        """Scans that are preprocessed with these plans.
+
+        Raises:
+            UserError: cases are there that were made with other plans (names what differs) or without a manifest.
+        """
+        folder, settings = self.folders.unlabeled, self.settings
+        try:
+            made_with = load_json(self.manifest)
+        except (FileNotFoundError, ValueError):
+            made_with = None
+        if made_with == settings:
+            return complete_cases(folder, self.dataset_class)
+        if not any(Path(folder).glob("*.pkl")):
+            return set()
+        if isinstance(made_with, dict):
+            problem = f"was preprocessed with other plans:\n{bullet_list(_differences(made_with, settings))}"
+        else:
+            file = self.manifest
+            problem = f"does not say which plans it was made with: {file} is missing or damaged (copied without it?)."
+        raise UserError(
+            f"{folder} {problem}\nDelete that folder; it is made again from the raw scans, by `nnunet_dvcl preprocess` "
+            f"or by the next training run."
+        )
 
     def preprocessed(self, num_processes: int, log: Log) -> list[str]:
         """All scans, each preprocessed now or before; where ``imagesTr_unlabeled`` is not, those of before.
@@ -98,7 +145,7 @@ class UnlabeledScans:
             if not todo:
                 return
             remove_leftovers(folder)
-            write_json(self.settings, manifest_file(folder))
+            write_json(self.settings, self.manifest)
             log(f"Preprocessing {len(todo)} of {len(images)} unlabeled scans into {folder}")
             results = in_processes(self._preprocess_scan, todo.items(), min(num_processes, len(todo)))
             problems = sorted(filter(None, tqdm(results, total=len(todo), desc="Unlabeled scans")))
@@ -115,13 +162,22 @@ class UnlabeledScans:
             check_images(image_files, plans.image_reader_writer_class(), self.dataset_json)
             preprocessor = configuration.preprocessor_class(verbose=False)
             data, mask, properties = preprocessor.run_case(image_files, None, plans, configuration, self.dataset_json)
-        except BadImage as error:
+        except UserError as error:
             return str(error)
         except Exception as error:
             return f"{', '.join(image_files)}: {type(error).__name__}: {error}"
         data, patch_size = data.astype(np.float32, copy=False), tuple(configuration.patch_size)
         save_case(self.folders.unlabeled, identifier, data, mask, properties, self.dataset_class, patch_size)
         return None
+
+
+def _differences(old: dict, new: dict) -> list[str]:
+    old, new = (json_normalize(settings).to_dict("records")[0] for settings in (old, new))
+    return [
+        f"{key}: {old.get(key)} in the folder, {new.get(key)} in the plans"
+        for key in sorted(old | new)
+        if old.get(key) != new.get(key)
+    ]
 
 
 def preprocess_unlabeled(

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from os.path import isdir, join
 
 import numpy as np
@@ -11,10 +11,6 @@ from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from nnunet_dvcl.data.folders import IMAGES_FOLDER, num_channels
 from nnunet_dvcl.data.messages import bullet_list
 from nnunet_dvcl.errors import UserError
-
-
-class BadImage(ValueError):
-    """An image that no network can be trained on; the message names the file and the reason."""
 
 
 def find_unlabeled_images(raw_dataset: str, dataset_json: dict) -> dict[str, list[str]]:
@@ -45,17 +41,17 @@ def check_images(image_files: Sequence[str], reader: BaseReaderWriter, dataset_j
     """Read each file of one scan by itself, so that a problem names its file.
 
     Raises:
-        BadImage: unreadable, no voxels, NaN or infinite, only zeros, or channels that do not fit together or
+        UserError: unreadable, no voxels, NaN or infinite, only zeros, or channels that do not fit together or
             are not as many as the data set's.
     """
     images = [_read(file, reader) for file in image_files]
     all_files, shapes = ", ".join(image_files), [image.shape[1:] for image in images]
     if len(set(shapes)) > 1:
-        raise BadImage(f"{all_files}: the channels differ in shape: {', '.join(map(str, shapes))}")
+        raise UserError(f"{all_files}: the channels differ in shape: {', '.join(map(str, shapes))}")
     if not any(image.any() for image in images):
-        raise BadImage(f"{all_files}: the image is empty, every voxel is 0")
+        raise UserError(f"{all_files}: the image is empty, every voxel is 0")
     if (channels := sum(map(len, images))) != num_channels(dataset_json):
-        raise BadImage(f"{all_files}: {channels} channel(s), but dataset.json names {num_channels(dataset_json)}")
+        raise UserError(f"{all_files}: {channels} channel(s), but dataset.json names {num_channels(dataset_json)}")
 
 
 def _read(file: str, reader: BaseReaderWriter) -> np.ndarray:
@@ -64,11 +60,11 @@ def _read(file: str, reader: BaseReaderWriter) -> np.ndarray:
         image = reader.read_images([file])[0]
     except Exception as error:
         reason = str(error).strip().splitlines()
-        raise BadImage(f"{file}: cannot be read ({reason[-1].strip() if reason else type(error).__name__})") from error
+        raise UserError(f"{file}: cannot be read ({reason[-1].strip() if reason else type(error).__name__})") from error
     if image.size == 0:
-        raise BadImage(f"{file}: the image has no voxels, its shape is {image.shape[1:]}")
+        raise UserError(f"{file}: the image has no voxels, its shape is {image.shape[1:]}")
     if not np.isfinite(image).all():
-        raise BadImage(f"{file}: the image has NaN or infinite voxels")
+        raise UserError(f"{file}: the image has NaN or infinite voxels")
     return image
 
 
@@ -94,14 +90,10 @@ def _files_per_scan(images_tr: str, dataset_json: dict) -> int:
     return 1 if first and not second else num_channels(dataset_json)
 
 
-def _scan_problems(identifier: str, files: dict[int, str], num_files: int) -> list[str]:
-    missing = [f"{c:04d}" for c in range(num_files) if c not in files]
-    extra = [name for channel, name in files.items() if channel >= num_files]
-    problems = []
-    if missing:
-        problems.append(f"{identifier}: channel {', '.join(missing)} is missing")
-    if extra:
-        problems.append(f"{identifier}: {', '.join(extra)} is one channel too many")
+def _scan_problems(identifier: str, files: dict[int, str], num_files: int) -> Iterator[str]:
+    if missing := [f"{c:04d}" for c in range(num_files) if c not in files]:
+        yield f"{identifier}: channel {', '.join(missing)} is missing"
+    if extra := [name for channel, name in files.items() if channel >= num_files]:
+        yield f"{identifier}: {', '.join(extra)} is one channel too many"
     if identifier.endswith("_seg"):
-        problems.append(f"{identifier}: nnU-Net keeps the ending _seg for segmentations; give the case another name")
-    return problems
+        yield f"{identifier}: nnU-Net keeps the ending _seg for segmentations; give the case another name"

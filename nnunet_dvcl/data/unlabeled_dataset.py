@@ -28,8 +28,11 @@ def _reading(case: str) -> Iterator[None]:
         ) from error
 
 
-class _LazyArray:
-    """A stored array (memory map, Blosc2) of which only what is indexed is read, and only ``_show`` of that is seen."""
+class LazyArray:
+    """A stored array (memory map, Blosc2) of which only what is indexed is read.
+
+    That can be written to: nnU-Net's transforms work in place, on a read-only memory map they crash.
+    """
 
     def __init__(self, stored, case: str = "") -> None:
         self._stored = stored
@@ -45,23 +48,14 @@ class _LazyArray:
 
     def __getitem__(self, key) -> np.ndarray:
         with _reading(self._case):
-            return self._show(self._stored[key])
+            return np.require(self._stored[key], requirements="W")
 
 
-class Writable(_LazyArray):
-    """What is read can be written to: nnU-Net's transforms work in place, on a read-only memory map they crash."""
-
-    @staticmethod
-    def _show(values: np.ndarray) -> np.ndarray:
-        return np.require(values, requirements="W")
-
-
-class ImageMask(_LazyArray):
+class ImageMask(LazyArray):
     """nnU-Net's stored segmentation, of which only its mask of the image can be seen: 0 inside, -1 outside."""
 
-    @staticmethod
-    def _show(values: np.ndarray) -> np.ndarray:
-        return np.minimum(values, 0)
+    def __getitem__(self, key) -> np.ndarray:
+        return np.minimum(super().__getitem__(key), 0)
 
 
 class UnlabeledDataset:
@@ -79,7 +73,7 @@ class UnlabeledDataset:
     def __len__(self) -> int:
         return len(self.identifiers)
 
-    def load_case(self, identifier: str) -> tuple[Writable, ImageMask, np.ndarray | None, dict]:
+    def load_case(self, identifier: str) -> tuple[LazyArray, ImageMask, np.ndarray | None, dict]:
         """As nnU-Net's dataset classes: data, mask in the place of the segmentation, previous stage, properties.
 
         Data [channels, *S] float32 and mask [1, *S] are lazy. The segmentation that the previous stage of a cascade has
@@ -95,7 +89,7 @@ class UnlabeledDataset:
             if data.shape[1:] != segmentation.shape[1:]:
                 raise ValueError(f"the image has shape {data.shape[1:]}, its segmentation {segmentation.shape[1:]}")
         properties = {**properties, "class_locations": None}
-        return Writable(data, case), ImageMask(segmentation, case), previous_stage, properties
+        return LazyArray(data, case), ImageMask(segmentation, case), previous_stage, properties
 
     def written_at(self, identifier: str) -> float:
         """When the case was preprocessed, as the file system has it [s]."""
@@ -103,12 +97,12 @@ class UnlabeledDataset:
 
 
 class NumpyDataset(nnUNetDatasetNumpy):
-    """nnU-Net's data set of ``.npz`` files and, once a training has unpacked them, of memory maps; see `Writable`."""
+    """nnU-Net's data set of ``.npz`` files and, once a training has unpacked them, of memory maps; see `LazyArray`."""
 
-    def load_case(self, identifier: str) -> tuple[Writable, Writable, Writable | None, dict]:
+    def load_case(self, identifier: str) -> tuple[LazyArray, LazyArray, LazyArray | None, dict]:
         case = join(self.source_folder, identifier)
         *arrays, properties = super().load_case(identifier)
-        return *(array if array is None else Writable(array, case) for array in arrays), properties
+        return *(array if array is None else LazyArray(array, case) for array in arrays), properties
 
 
 def get_unlabeled_dataset(
@@ -121,12 +115,11 @@ def get_unlabeled_dataset(
     use_folder: bool = True,
     folder_with_segs_from_previous_stage: str | None = None,
 ) -> UnlabeledDataset:
-    """The unlabeled cases of a fold from both sources: ``imagesTr_unlabeled`` and the fold's ``"unlabeled"`` cases.
+    """The unlabeled cases of a fold: the scans of `UnlabeledScans.preprocessed`, and the split's ``"unlabeled"`` ones.
 
-    Scans that are not yet preprocessed are preprocessed first. Without ``imagesTr_unlabeled`` (a machine that holds
-    only preprocessed data) the scans that were preprocessed before are used. With `use_folder` False there are only the
-    split's. A cascade names the folder with the segmentations of its previous stage, which this function does not look
-    into.
+    Args:
+        use_folder: False: the split's alone.
+        folder_with_segs_from_previous_stage: of a cascade; this function does not look into it.
 
     Raises:
         UserError: there is no unlabeled case (says how to provide one), or one of them cannot be used.
