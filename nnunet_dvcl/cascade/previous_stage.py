@@ -55,8 +55,7 @@ class PreviousStage:
 
     def check_labeled(self, cases: Collection[str], splits_file: str) -> None:
         """``UserError`` where one of the cases has no prediction; gives the commands that make them."""
-        missing = sorted(set(cases) - predicted_cases(self.labeled).keys())
-        if not missing:
+        if not (missing := sorted(set(cases) - predicted_cases(self.labeled).keys())):
             return
         validated = {c: ["all"] if self.fold == "all" else folds_that_validate(splits_file, c) for c in missing}
         folds = sorted({folds[0] for folds in validated.values() if folds})
@@ -80,8 +79,7 @@ class PreviousStage:
     def check_unlabeled(self, dataset: UnlabeledDataset) -> None:
         """``UserError`` where a case has no prediction that fits it; gives the commands that make them."""
         predicted = predicted_cases(self.unlabeled)
-        missing = [case for case in dataset.identifiers if case not in predicted or not _fits(dataset, case)]
-        if missing:
+        if missing := [case for case in dataset.identifiers if case not in predicted or not _fits(dataset, case)]:
             raise UserError(
                 f"{len(missing)} of {len(dataset)} unlabeled cases have no prediction of {self.configuration} that "
                 f"fits them in {self.unlabeled}:\n{bullet_list(missing)}\n"

@@ -117,8 +117,7 @@ class UnlabeledScans:
         """
         folders = self.folders
         if not isdir(folders.images):
-            scans = self.finished()
-            if scans:
+            if scans := self.finished():
                 found = f"the {len(scans)} scans preprocessed before, in {folders.unlabeled}"
                 log(f"{folders.images} is not there: using {found}")
             check_scans_have_no_label(scans, self.labeled, folders.unlabeled)
@@ -141,8 +140,7 @@ class UnlabeledScans:
             os.makedirs(dirname(lock), exist_ok=True)
             open(lock, "a").close()
         with locked(lock, log):
-            todo = self._missing(images)
-            if not todo:
+            if not (todo := self._missing(images)):
                 return
             remove_leftovers(folder)
             write_json(self.settings, self.manifest)

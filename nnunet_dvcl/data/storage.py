@@ -21,10 +21,7 @@ from nnunet_dvcl.files import replacing, writing
 HIDDEN_FOLDER = ".nnunet_dvcl"
 """Holds all that is not a case: nnU-Net looks at the plain files of the folder alone."""
 
-_SUFFIXES = {
-    nnUNetDatasetBlosc2: (".b2nd", "_seg.b2nd", ".pkl"),
-    nnUNetDatasetNumpy: (".npz", ".pkl"),
-}
+_SUFFIXES = {nnUNetDatasetBlosc2: (".b2nd", "_seg.b2nd", ".pkl"), nnUNetDatasetNumpy: (".npz", ".pkl")}
 
 
 def complete_cases(folder: str, dataset_class: type[nnUNetBaseDataset]) -> set[str]:
