@@ -24,11 +24,7 @@ def acquire(file: str | Path, patience: float = 0.0) -> TextIO | None:
 
     So a training whose parent was killed is still known to run. The system closes the files of a killed process.
 
-    Args:
-        patience: time to wait for another process [s].
-
-    Returns:
-        The open file; None when another process has it.
+    None when another process still has it after `patience` [s].
     """
     Path(file).parent.mkdir(parents=True, exist_ok=True)
     lock = open(file, "a")  # noqa: SIM115 - the caller's to close
@@ -43,12 +39,7 @@ def acquire(file: str | Path, patience: float = 0.0) -> TextIO | None:
 
 @contextmanager
 def locked(file: str | Path, log: Callable[[str], object] = _print, waiting: str = "") -> Iterator[TextIO]:
-    """Alone in this block.
-
-    Args:
-        log: is told when another process has to be waited for.
-        waiting: what it is told.
-    """
+    """Alone in this block; `log` is told `waiting` when another process has to be waited for."""
     lock = acquire(file)
     if lock is None:
         log(waiting or f"Another process does the same work; waiting for it ({file})")

@@ -1,7 +1,6 @@
 """``torchrun ... -m nnunet_dvcl.train``: ``nnUNetv2_train`` on several GPUs of one or several machines.
 
-nnU-Net's own command starts the processes of one machine. This one is started by torch's elastic launcher, on each
-machine, once a GPU.
+nnU-Net's own command starts the processes of one machine. This one is started by torchrun, on each machine, once a GPU.
 """
 
 import argparse
@@ -107,14 +106,13 @@ def _join_group(device: str) -> dist.Store:
         torch.set_num_threads(1)
         torch.set_num_interop_threads(1)
         cudnn.deterministic, cudnn.benchmark = False, True
+    rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
-        rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
         store = _meet(rank, world_size)
     else:
-        store, rank, world_size = next(dist.rendezvous("env://", timeout=TIMEOUT))
-    dist.init_process_group(
-        "nccl" if device == "cuda" else "gloo", store=store, rank=rank, world_size=world_size, timeout=TIMEOUT
-    )
+        store, *_ = next(dist.rendezvous("env://", timeout=TIMEOUT))
+    backend = "nccl" if device == "cuda" else "gloo"
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=TIMEOUT)
     return store
 
 

@@ -8,22 +8,19 @@ from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from os.path import isfile, join
 
-import numpy as np
 import torch
 from batchgenerators.utilities.file_and_folder_operations import load_json
 from nnunetv2.inference.export_prediction import resample_and_save
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
-from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset
-from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import nn
 from tqdm import tqdm
 
 from nnunet_dvcl import distributed
 from nnunet_dvcl.cascade.previous_stage import (
     PreviousStage,
+    next_stages,
     predicted_cases,
     stage_before,
-    stages_after,
     with_previous_stage,
 )
 from nnunet_dvcl.data import UnlabeledDataset, get_unlabeled_dataset
@@ -54,7 +51,6 @@ def predict_unlabeled(
         predictor: with the network; tiles and mirroring as nnU-Net validates.
         trainer, configuration, fold: of the network, as nnU-Net's commands name them.
         num_processes: that resample and save; this process predicts.
-        log: prints.
         uses_unlabeled_folder: whether the trainer takes the scans of ``imagesTr_unlabeled``, of a configuration.
 
     Returns:
@@ -64,30 +60,19 @@ def predict_unlabeled(
         UserError: a next stage is not preprocessed, or there is no unlabeled case.
     """
     plans_manager = predictor.plans_manager
-    stages = stages_after(plans_manager, trainer, configuration, fold)
-    if not stages:
-        return []
-
+    configuration_manager = plans_manager.get_configuration(configuration)
     before = stage_before(plans_manager, trainer, configuration, fold)
-
-    def unlabeled(name: str, use_folder: bool, previous_stage: PreviousStage | None = None) -> UnlabeledDataset:
-        return get_unlabeled_dataset(
-            plans_manager,
-            plans_manager.get_configuration(name),
-            predictor.dataset_json,
-            fold,
-            num_processes,
-            log,
-            use_folder,
-            previous_stage and previous_stage.unlabeled,
-        )
-
-    for stage in stages:
-        next_configuration = plans_manager.get_configuration(stage.next_stage).configuration
-        use_folder = uses_unlabeled_folder(next_configuration)
-        cases = unlabeled(configuration, use_folder, before)
-        _predict_stage(predictor, stage, cases, unlabeled(stage.next_stage, use_folder), num_processes, log)
-    return [stage.unlabeled for stage in stages]
+    folders = []
+    for next_stage in next_stages(plans_manager, configuration):
+        stage = PreviousStage(plans_manager, trainer, configuration, next_stage, fold)
+        target_manager = plans_manager.get_configuration(next_stage)
+        use_folder = uses_unlabeled_folder(target_manager.configuration)
+        options = predictor.dataset_json, fold, num_processes, log, use_folder
+        cases = get_unlabeled_dataset(plans_manager, configuration_manager, *options, before and before.unlabeled)
+        targets = get_unlabeled_dataset(plans_manager, target_manager, *options)
+        _predict_stage(predictor, stage, cases, targets, num_processes, log)
+        folders.append(stage.unlabeled)
+    return folders
 
 
 def _predict_stage(
@@ -116,9 +101,9 @@ def _predict_stage(
         own = targets.identifiers[distributed.rank() :: distributed.world_size()]
         todo = [case for case in own if made_at.get(case, 0) < max(cases.written_at(case), targets.written_at(case))]
         log(f"Predicting {len(todo)} of {len(own)} unlabeled cases for {stage.next_stage} into {folder}")
-        saved = in_processes(_save, _predictions(predictor, stage, cases, targets, todo), min(num_processes, len(todo)))
-        for _ in tqdm(saved, total=len(todo), desc="Unlabeled cases", disable=distributed.rank() > 0):
-            pass
+        predictions = _predictions(predictor, stage, cases, targets, todo)
+        saved = in_processes(_save, predictions, min(num_processes, len(todo)))
+        list(tqdm(saved, total=len(todo), desc="Unlabeled cases", disable=distributed.rank() > 0))
         distributed.barrier()
 
 
@@ -130,45 +115,30 @@ def _predictions(
     todo: list[str],
 ) -> Iterator[tuple]:
     """What `_save` needs of each case: made one by one, as logits are large."""
-    plans_manager, configuration_manager = predictor.plans_manager, predictor.configuration_manager
-    target_manager = plans_manager.get_configuration(stage.next_stage)
-    dataset_class = DatasetFolders.of(plans_manager, target_manager).dataset_class()
+    plans_manager = predictor.plans_manager
+    dataset_class = DatasetFolders.of(plans_manager, plans_manager.get_configuration(stage.next_stage)).dataset_class()
     for case in todo:
         image, _, previous, properties = cases.load_case(case)
         image, target = image[:], targets.load_case(case)[0]
         if previous is not None:
             image = with_previous_stage(image, previous[:], predictor.label_manager)
         logits = predictor.predict_sliding_window_return_logits(torch.from_numpy(image)).cpu().numpy()
-        yield (
-            *(stage.unlabeled, case, logits, target.shape[1:], plans_manager, configuration_manager, properties),
-            *(predictor.dataset_json, dataset_class),
-        )
+        arguments = {
+            "predicted": logits,
+            "target_shape": target.shape[1:],
+            "plans_manager": plans_manager,
+            "configuration_manager": predictor.configuration_manager,
+            "properties_dict": properties,
+            "dataset_json_dict_or_file": predictor.dataset_json,
+            "dataset_class": dataset_class,
+        }
+        yield stage.unlabeled, case, arguments
 
 
-def _save(
-    folder: str,
-    case: str,
-    logits: np.ndarray,
-    shape: tuple[int, ...],
-    plans_manager: PlansManager,
-    configuration_manager: ConfigurationManager,
-    properties: dict,
-    dataset_json: dict,
-    dataset_class: type[nnUNetBaseDataset],
-) -> None:
-    """nnU-Net's own resampling of logits [C, *S] to ``shape``, and its segmentation; whole or not at all."""
+def _save(folder: str, case: str, arguments: dict) -> None:
+    """nnU-Net's own resampling of logits, and its segmentation; whole or not at all."""
     with whole_files(folder) as temporary:
-        resample_and_save(
-            logits,
-            shape,
-            join(temporary, case),
-            plans_manager,
-            configuration_manager,
-            properties,
-            dataset_json,
-            torch.get_num_threads(),
-            dataset_class,
-        )
+        resample_and_save(output_file=join(temporary, case), num_threads_torch=torch.get_num_threads(), **arguments)
 
 
 def _keep_what_was_made_by(network: nn.Module, folder: str) -> None:

@@ -27,18 +27,21 @@ _FOLDER = "predicted_next_stage"
 
 @dataclass(frozen=True)
 class PreviousStage:
-    """A model that predicts for the next stage of a cascade, in one fold; all names as nnU-Net's commands take them."""
+    """A model that predicts for the next stage of a cascade, in one fold; names as nnU-Net's commands take them."""
 
-    dataset: str
+    plans_manager: PlansManager
     trainer: str
-    plans: str
     configuration: str
     next_stage: str
     fold: int | str
 
     @property
+    def dataset(self) -> str:
+        return self.plans_manager.dataset_name
+
+    @property
     def model(self) -> str:
-        return get_output_folder(self.dataset, self.trainer, self.plans, self.configuration)
+        return get_output_folder(self.dataset, self.trainer, self.plans_manager.plans_name, self.configuration)
 
     @property
     def labeled(self) -> str:
@@ -52,33 +55,31 @@ class PreviousStage:
 
     def check_labeled(self, cases: Collection[str], splits_file: str) -> None:
         """``UserError`` where one of the cases has no prediction; gives the commands that make them."""
-        missing = sorted(set(cases) - predicted_cases(self.labeled).keys())
-        if not missing:
+        if not (missing := sorted(set(cases) - predicted_cases(self.labeled).keys())):
             return
-        validated = {case: self._validated_in(splits_file, case) for case in missing}
+        validated = {c: ["all"] if self.fold == "all" else folds_that_validate(splits_file, c) for c in missing}
         folds = sorted({folds[0] for folds in validated.values() if folds})
-        never = [case for case in missing if not validated[case]]
-        what = f"{len(missing)} of {len(cases)} labeled cases have no prediction of {self.configuration}"
-        parts = [f"{what} in {self.labeled}:", bullet_list(missing)]
+        message = (
+            f"{len(missing)} of {len(cases)} labeled cases have no prediction of {self.configuration} in "
+            f"{self.labeled}:\n{bullet_list(missing)}"
+        )
         if folds:
-            parts.append(
-                f"A training of {self.configuration} predicts the cases that its fold validates on when it is "
-                "finished. Run, with --val for a fold that is trained already:"
+            commands = "".join(f"\n  {self._train_command(fold)}" for fold in folds)
+            message += (
+                f"\nA training of {self.configuration} predicts the cases that its fold validates on when it is "
+                f"finished. Run, with --val for a fold that is trained already:{commands}"
             )
-            parts += [f"  {self._train_command(fold)}" for fold in folds]
-        if never:
-            parts.append(
-                f"No fold of {splits_file} validates on these, so nothing predicts them. Each labeled case of a "
-                f'cascade has to be in the "val" of some fold:'
+        if never := [case for case in missing if not validated[case]]:
+            message += (
+                f"\nNo fold of {splits_file} validates on these, so nothing predicts them. Each labeled case of a "
+                f'cascade has to be in the "val" of some fold:\n{bullet_list(never)}'
             )
-            parts.append(bullet_list(never))
-        raise UserError("\n".join(parts))
+        raise UserError(message)
 
     def check_unlabeled(self, dataset: UnlabeledDataset) -> None:
         """``UserError`` where a case has no prediction that fits it; gives the commands that make them."""
         predicted = predicted_cases(self.unlabeled)
-        missing = [case for case in dataset.identifiers if case not in predicted or not _fits(dataset, case)]
-        if missing:
+        if missing := [case for case in dataset.identifiers if case not in predicted or not _fits(dataset, case)]:
             raise UserError(
                 f"{len(missing)} of {len(dataset)} unlabeled cases have no prediction of {self.configuration} that "
                 f"fits them in {self.unlabeled}:\n{bullet_list(missing)}\n"
@@ -89,15 +90,13 @@ class PreviousStage:
                 f"{self._trainer_options}"
             )
 
-    def _validated_in(self, splits_file: str, case: str) -> list[int | str]:
-        return ["all"] if self.fold == "all" else folds_that_validate(splits_file, case)
-
     def _train_command(self, fold: int | str) -> str:
         return f"nnUNetv2_train {self.dataset} {self.configuration} {fold} {self._trainer_options}"
 
     @property
     def _trainer_options(self) -> str:
-        return f"-tr {self.trainer}" + ("" if self.plans == "nnUNetPlans" else f" -p {self.plans}")
+        plans = self.plans_manager.plans_name
+        return f"-tr {self.trainer}" + ("" if plans == "nnUNetPlans" else f" -p {plans}")
 
 
 def predicted_cases(folder: str) -> dict[str, Path]:
@@ -117,7 +116,6 @@ def with_previous_stage(image: np.ndarray, segmentation: np.ndarray, label_manag
     Args:
         image: [channels, *S] float32.
         segmentation: [*S], nnU-Net's label map as the previous stage has predicted it.
-        label_manager: what the labels are.
     """
     one_hot = convert_labelmap_to_one_hot(segmentation, label_manager.foreground_labels, output_dtype=image.dtype)
     return np.vstack((image, one_hot))
@@ -128,14 +126,7 @@ def stage_before(
 ) -> PreviousStage | None:
     """The model whose predictions a cascade uses; None where ``configuration`` is no cascade."""
     previous = plans_manager.get_configuration(configuration).previous_stage_name
-    names = plans_manager.dataset_name, trainer, plans_manager.plans_name
-    return None if previous is None else PreviousStage(*names, previous, configuration, fold)
-
-
-def stages_after(plans_manager: PlansManager, trainer: str, configuration: str, fold: int | str) -> list[PreviousStage]:
-    """``configuration`` as the previous stage of each of its `next_stages`."""
-    names = plans_manager.dataset_name, trainer, plans_manager.plans_name
-    return [PreviousStage(*names, configuration, stage, fold) for stage in next_stages(plans_manager, configuration)]
+    return None if previous is None else PreviousStage(plans_manager, trainer, previous, configuration, fold)
 
 
 def next_stages(plans_manager: PlansManager, configuration: str) -> list[str]:
@@ -147,8 +138,7 @@ def next_stages(plans_manager: PlansManager, configuration: str) -> list[str]:
 
 def check_stages(plans_manager: PlansManager, configuration: str) -> None:
     """``UserError`` where the stages before and after do not fit; nnU-Net would stumble over it after the training."""
-    manager = plans_manager.get_configuration(configuration)
-    for name in manager.next_stage_names or []:
+    for name in plans_manager.get_configuration(configuration).next_stage_names or []:
         if name not in plans_manager.available_configurations:
             raise UserError(
                 f"The next stage of {configuration} is {name}, which the plans do not have. Make it (nnunet_dvcl "
@@ -163,12 +153,15 @@ def check_stages(plans_manager: PlansManager, configuration: str) -> None:
 def check_previous_stage(plans_manager: PlansManager, configuration: str) -> None:
     """``UserError`` where ``configuration`` names a previous stage that does not name it in turn."""
     previous = plans_manager.get_configuration(configuration).previous_stage_name
-    if previous is not None and previous not in plans_manager.available_configurations:
-        raise UserError(f"The previous stage of {configuration} is {previous}, which the plans do not have.")
-    if previous is not None and configuration not in next_stages(plans_manager, previous):
+    if previous is None:
+        return
+    problem = f"The previous stage of {configuration} is {previous}, which"
+    if previous not in plans_manager.available_configurations:
+        raise UserError(f"{problem} the plans do not have.")
+    if configuration not in next_stages(plans_manager, previous):
         raise UserError(
-            f"The previous stage of {configuration} is {previous}, which predicts nothing for it: the next stage of "
-            f"{previous} is {plans_manager.get_configuration(previous).configuration.get('next_stage')}. Make a "
-            f"previous stage for {configuration}: nnunet_dvcl configure ... -c {previous} --name NAME "
-            f"next_stage={configuration}; then give {configuration} the value previous_stage=NAME."
+            f"{problem} predicts nothing for it: the next stage of {previous} is "
+            f"{plans_manager.get_configuration(previous).configuration.get('next_stage')}. Make a previous stage for "
+            f"{configuration}: nnunet_dvcl configure ... -c {previous} --name NAME next_stage={configuration}; then "
+            f"give {configuration} the value previous_stage=NAME."
         )

@@ -9,8 +9,7 @@ from nnunet_dvcl.data.loader import (
     unlabeled_transforms,
 )
 from nnunet_dvcl.data.preprocess import preprocess_unlabeled
-from nnunet_dvcl.data.unlabeled import get_unlabeled_dataset
-from nnunet_dvcl.data.unlabeled_dataset import ImageMask, NumpyDataset, UnlabeledDataset
+from nnunet_dvcl.data.unlabeled_dataset import ImageMask, NumpyDataset, UnlabeledDataset, get_unlabeled_dataset
 from nnunet_dvcl.data.views import TWINS, WEAK_STRONG, View, make_views
 
 __all__ = [

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
-from os.path import isdir, isfile, join
+from os.path import isfile, join
 
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class, nnUNetBaseDataset
@@ -17,31 +17,25 @@ IMAGES_FOLDER = "imagesTr_unlabeled"
 
 @dataclass(frozen=True)
 class DatasetFolders:
-    """The folders of one data set in one configuration; ``raw`` as by `raw_folder`."""
+    """The folders of one data set in one configuration."""
 
-    raw: str
+    raw: str  # as by `raw_folder`
+    images: str  # imagesTr_unlabeled
     preprocessed: str
-    data_identifier: str
+    labeled: str  # the preprocessed cases
 
     @classmethod
     def of(cls, plans_manager: PlansManager, configuration_manager: ConfigurationManager) -> "DatasetFolders":
         """Raises ``UserError`` when ``nnUNet_preprocessed`` is not set, or a name in the plans leads elsewhere."""
-        name = plans_manager.dataset_name
+        name, identifier = plans_manager.dataset_name, configuration_manager.data_identifier
         check_name(name, "dataset_name of the plans")
-        check_name(configuration_manager.data_identifier, "data_identifier of the plans")
-        return cls(raw_folder(name), join(preprocessed_root(), name), configuration_manager.data_identifier)
-
-    @property
-    def images(self) -> str:
-        return join(self.raw, IMAGES_FOLDER)
-
-    @property
-    def labeled(self) -> str:
-        return join(self.preprocessed, self.data_identifier)
+        check_name(identifier, "data_identifier of the plans")
+        raw, preprocessed = raw_folder(name), join(preprocessed_root(), name)
+        return cls(raw, join(raw, IMAGES_FOLDER), preprocessed, join(preprocessed, identifier))
 
     @property
     def unlabeled(self) -> str:
-        return join(self.preprocessed, f"{self.data_identifier}_unlabeled")
+        return f"{self.labeled}_unlabeled"
 
     @property
     def splits_file(self) -> str:
@@ -54,13 +48,13 @@ class DatasetFolders:
 
     def dataset_class(self) -> type[nnUNetBaseDataset]:
         """nnU-Net's dataset class of the labeled cases; ``UserError`` when they are not preprocessed."""
-        problem = f"{self.labeled} does not exist"
-        if isdir(self.labeled):
-            try:
-                return infer_dataset_class(self.labeled)
-            except (AssertionError, KeyError) as error:
-                problem = f"{self.labeled} does not look like a folder of preprocessed cases ({error})"
-        raise UserError(f"{problem}. Preprocess the labeled cases first, with nnUNetv2_preprocess.")
+        try:
+            return infer_dataset_class(self.labeled)
+        except (FileNotFoundError, NotADirectoryError):
+            problem = "does not exist"
+        except (AssertionError, KeyError) as error:
+            problem = f"does not look like a folder of preprocessed cases ({error})"
+        raise UserError(f"{self.labeled} {problem}. Preprocess the labeled cases first, with nnUNetv2_preprocess.")
 
 
 def num_channels(dataset_json: dict) -> int:
@@ -85,10 +79,9 @@ def find_plans_file(dataset_name_or_id: str, plans_identifier: str) -> str:
     root, name = preprocessed_root(), find_dataset_name(dataset_name_or_id)
     check_name(name, "data set")
     for file in ("dataset.json", f"{plans_identifier}.json"):
-        if not isfile(join(root, name, file)):
-            missing = join(root, name, file)
-            raise UserError(f"{missing} does not exist: run nnUNetv2_plan_and_preprocess -d {dataset_name_or_id}.")
-    return join(root, name, f"{plans_identifier}.json")
+        if not isfile(path := join(root, name, file)):
+            raise UserError(f"{path} does not exist: run nnUNetv2_plan_and_preprocess -d {dataset_name_or_id}.")
+    return path
 
 
 def check_configuration(plans: str, known: Iterable[str], configuration: str) -> None:
@@ -111,17 +104,17 @@ def raw_folder(name: str) -> str:
 
 def raw_root() -> str:
     """The folder of nnU-Net's raw data sets; ``UserError`` where it is not set, as for `preprocessed_root`."""
-    return _root(nnUNet_raw, "raw data sets")
+    return _root(nnUNet_raw, "raw")
 
 
 def preprocessed_root() -> str:
-    return _root(nnUNet_preprocessed, "preprocessed data sets")
+    return _root(nnUNet_preprocessed, "preprocessed")
 
 
-def _root(variable: os.PathLike, content: str) -> str:
+def _root(variable: os.PathLike, kind: str) -> str:
     if not variable.is_set():
         raise UserError(
             f"The environment variable {variable.env_var_name} is not set. Let it name the folder that holds nnU-Net's "
-            f"{content}."
+            f"{kind} data sets."
         )
     return str(variable)

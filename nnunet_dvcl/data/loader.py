@@ -1,20 +1,16 @@
 """The unlabeled stream: nnU-Net's loader, augmentation and workers, with a mask of the valid voxels as target."""
 
 import multiprocessing
-import os
 import signal
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 
 from batchgenerators.dataloading.nondet_multi_threaded_augmenter import NonDetMultiThreadedAugmenter
 from batchgenerators.dataloading.single_threaded_augmenter import SingleThreadedAugmenter
-from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
 from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
 from batchgeneratorsv2.transforms.utils.remove_label import RemoveLabelTansform
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
-from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
-from nnunet_dvcl.data.processes import exit_with_parent
+from nnunet_dvcl.data.processes import environment_variable, exit_with_parent
 from nnunet_dvcl.data.unlabeled_dataset import UnlabeledDataset
 from nnunet_dvcl.errors import UserError
 
@@ -29,26 +25,10 @@ class UnlabeledLoader(nnUNetDataLoader):
     int16 (0 inside the image, -1 where a voxel is padding or outside) and ``keys``, the B identifiers.
     """
 
-    def __init__(
-        self,
-        data: UnlabeledDataset,
-        batch_size: int,
-        patch_size: Sequence[int],
-        final_patch_size: Sequence[int],
-        label_manager: LabelManager,
-        transforms: BasicTransform | None = None,
-    ) -> None:
-        super().__init__(
-            data,
-            batch_size,
-            patch_size,
-            final_patch_size,
-            label_manager,
-            oversample_foreground_percent=0.0,
-            transforms=transforms,
-        )
-        # Else nnU-Net looks for annotated voxels.
-        self.has_ignore = False
+    def __init__(self, data: UnlabeledDataset, *args, **kwargs) -> None:
+        """As nnU-Net's own, without oversampling of foreground."""
+        super().__init__(data, *args, oversample_foreground_percent=0.0, **kwargs)
+        self.has_ignore = False  # else nnU-Net looks for annotated voxels
 
     def set_thread_id(self, thread_id: int) -> None:
         """Each worker process calls it first."""
@@ -81,7 +61,9 @@ def unlabeled_transforms(training_transforms: ComposeTransforms) -> ComposeTrans
     Made by ``trainer.get_training_transforms`` with ``deep_supervision_scales=None, regions=None``. In a cascade they
     move the previous stage's segmentation into the image, a channel each label, and padding has none of the labels.
     """
-    return ComposeTransforms([t for t in training_transforms.transforms if not _removes_padding(t)])
+    transforms = training_transforms.transforms
+    removing = [t for t in transforms if isinstance(t, RemoveLabelTansform) and t.label_value == -1]
+    return ComposeTransforms([t for t in transforms if t not in removing])
 
 
 def divide_workers(total: int, labeled_batch_size: int, unlabeled_batch_size: int) -> tuple[int, int]:
@@ -93,18 +75,9 @@ def divide_workers(total: int, labeled_batch_size: int, unlabeled_batch_size: in
     return labeled, max(1, total - labeled)
 
 
-@contextmanager
-def allowed_workers(num_workers: int) -> Iterator[None]:
+def allowed_workers(num_workers: int) -> AbstractContextManager[None]:
     """nnU-Net's own ``get_dataloaders`` uses ``num_workers`` inside of this block."""
-    before = os.environ.get(_WORKERS_VARIABLE)
-    os.environ[_WORKERS_VARIABLE] = str(num_workers)
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[_WORKERS_VARIABLE]
-        else:
-            os.environ[_WORKERS_VARIABLE] = before
+    return environment_variable(_WORKERS_VARIABLE, str(num_workers))
 
 
 def start_augmenter(loader: nnUNetDataLoader, num_workers: int, pin_memory: bool) -> Augmenter:
@@ -132,7 +105,3 @@ def stop_augmenter(augmenter: Augmenter | None) -> None:
     """End the worker processes, if there are any."""
     if isinstance(augmenter, NonDetMultiThreadedAugmenter):
         augmenter._finish()
-
-
-def _removes_padding(transform: BasicTransform) -> bool:
-    return isinstance(transform, RemoveLabelTansform) and transform.label_value == -1

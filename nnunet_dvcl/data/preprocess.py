@@ -1,62 +1,181 @@
 """Preprocess the unlabeled scans with the plans of the labeled cases: once, in parallel, resumable."""
 
+import json
 import os
 from dataclasses import dataclass
-from os.path import dirname, join
+from functools import cached_property
+from os.path import dirname, isdir, join
+from pathlib import Path
 
 import numpy as np
 from batchgenerators.utilities.file_and_folder_operations import load_json
 from nnunetv2.configuration import default_num_processes
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+from pandas import json_normalize
 from tqdm import tqdm
 
 from nnunet_dvcl.data.folders import DatasetFolders, check_configuration, find_plans_file, raw_root
-from nnunet_dvcl.data.images import BadImage, check_images
-from nnunet_dvcl.data.manifest import is_current, preprocessing_settings, write_manifest
 from nnunet_dvcl.data.messages import bullet_list
 from nnunet_dvcl.data.processes import Log, in_processes
-from nnunet_dvcl.data.raw import find_unlabeled_images
+from nnunet_dvcl.data.raw import check_images, find_unlabeled_images
 from nnunet_dvcl.data.splits import check_scans_have_no_label
-from nnunet_dvcl.data.storage import HIDDEN_FOLDER, complete_cases, remove_leftovers, save_case
+from nnunet_dvcl.data.storage import HIDDEN_FOLDER, complete_cases, remove_leftovers, save_case, write_json
 from nnunet_dvcl.errors import UserError
 from nnunet_dvcl.files import writing
 from nnunet_dvcl.lock import locked
 
+_CONFIGURATION_KEYS = (
+    "preprocessor_name",
+    "spacing",
+    "normalization_schemes",
+    "use_mask_for_norm",
+    "resampling_fn_data",
+    "resampling_fn_data_kwargs",
+    "resampling_fn_seg",
+    "resampling_fn_seg_kwargs",
+)
+
 
 @dataclass(frozen=True)
-class ScanPreprocessor:
-    """nnU-Net's own preprocessing of an image alone, into ``folder``. Plain attributes: it travels to the workers."""
+class UnlabeledScans:
+    """The scans of ``imagesTr_unlabeled`` under one configuration of the plans, and nnU-Net's preprocessing of each.
 
-    folder: str
+    It travels to the workers.
+    """
+
     plans_manager: PlansManager
     configuration_manager: ConfigurationManager
     dataset_json: dict
-    dataset_class: type[nnUNetBaseDataset]
+
+    @cached_property
+    def folders(self) -> DatasetFolders:
+        return DatasetFolders.of(self.plans_manager, self.configuration_manager)
+
+    @cached_property
+    def dataset_class(self) -> type[nnUNetBaseDataset]:
+        return self.folders.dataset_class()
+
+    @property
+    def labeled(self) -> list[str]:
+        """The labeled cases beside them."""
+        return self.dataset_class.get_identifiers(self.folders.labeled)
 
     @property
     def settings(self) -> dict:
-        return preprocessing_settings(self.plans_manager, self.configuration_manager, self.dataset_class)
+        """All that decides what a preprocessed scan looks like, as JSON would hold it."""
+        plans = self.plans_manager
+        settings = {key: self.configuration_manager.configuration.get(key) for key in _CONFIGURATION_KEYS}
+        settings |= {
+            "transpose_forward": plans.transpose_forward,
+            "image_reader_writer": plans.plans["image_reader_writer"],
+            "foreground_intensity_properties_per_channel": plans.foreground_intensity_properties_per_channel,
+            "dataset_class": self.dataset_class.__name__,
+        }
+        return json.loads(json.dumps(settings))
+
+    @property
+    def manifest(self) -> str:
+        """The file that says with which settings the folder was made."""
+        return join(self.folders.unlabeled, HIDDEN_FOLDER, "manifest.json")
 
     def finished(self) -> set[str]:
-        """Scans that are complete in ``folder``, which was made with these plans; else raises as `is_current`."""
-        return complete_cases(self.folder, self.dataset_class) if is_current(self.folder, self.settings) else set()
+        """Scans that are preprocessed with these plans.
 
-    def __call__(self, identifier: str, image_files: list[str]) -> str | None:
-        """Preprocess one scan; returns what is wrong with it (naming the file), or None."""
+        Raises:
+            UserError: cases are there that were made with other plans (names what differs) or without a manifest.
+        """
+        folder, settings = self.folders.unlabeled, self.settings
+        try:
+            made_with = load_json(self.manifest)
+        except (FileNotFoundError, ValueError):
+            made_with = None
+        if made_with == settings:
+            return complete_cases(folder, self.dataset_class)
+        if not any(Path(folder).glob("*.pkl")):
+            return set()
+        if isinstance(made_with, dict):
+            problem = f"was preprocessed with other plans:\n{bullet_list(_differences(made_with, settings))}"
+        else:
+            file = self.manifest
+            problem = f"does not say which plans it was made with: {file} is missing or damaged (copied without it?)."
+        raise UserError(
+            f"{folder} {problem}\nDelete that folder; it is made again from the raw scans, by `nnunet_dvcl preprocess` "
+            f"or by the next training run."
+        )
+
+    def preprocessed(self, num_processes: int, log: Log) -> list[str]:
+        """All scans, each preprocessed now or before; where ``imagesTr_unlabeled`` is not, those of before.
+
+        A second process that wants the same waits until the first is done. A kill at any moment costs only the scans
+        that were being worked on.
+
+        Raises:
+            UserError: scans that are not named as they should be, or that are labeled; the folder was made with other
+                plans; scans that cannot be used (all named, the others are kept); a worker process died; the folder
+                cannot be written to.
+        """
+        folders = self.folders
+        if not isdir(folders.images):
+            if scans := self.finished():
+                found = f"the {len(scans)} scans preprocessed before, in {folders.unlabeled}"
+                log(f"{folders.images} is not there: using {found}")
+            check_scans_have_no_label(scans, self.labeled, folders.unlabeled)
+            return sorted(scans)
+        images = find_unlabeled_images(folders.raw, self.dataset_json)
+        check_scans_have_no_label(images, self.labeled, folders.images)
+        # Without the lock first: a finished folder may be on a read-only disk.
+        if self._missing(images):
+            self._preprocess(images, num_processes, log)
+        return list(images)
+
+    def _missing(self, images: dict[str, list[str]]) -> dict[str, list[str]]:
+        done = self.finished()
+        return {scan: files for scan, files in images.items() if scan not in done}
+
+    def _preprocess(self, images: dict[str, list[str]], num_processes: int, log: Log) -> None:
+        folder = self.folders.unlabeled
+        lock = join(folder, HIDDEN_FOLDER, "lock")
+        with writing(folder):
+            os.makedirs(dirname(lock), exist_ok=True)
+            open(lock, "a").close()
+        with locked(lock, log):
+            if not (todo := self._missing(images)):
+                return
+            remove_leftovers(folder)
+            write_json(self.settings, self.manifest)
+            log(f"Preprocessing {len(todo)} of {len(images)} unlabeled scans into {folder}")
+            results = in_processes(self._preprocess_scan, todo.items(), min(num_processes, len(todo)))
+            problems = sorted(filter(None, tqdm(results, total=len(todo), desc="Unlabeled scans")))
+        if problems:
+            raise UserError(
+                f"{len(problems)} unlabeled scan(s) cannot be used; the other {len(images) - len(problems)} are done "
+                f"and kept. Mend or remove these and run again:\n{bullet_list(problems)}"
+            )
+
+    def _preprocess_scan(self, identifier: str, image_files: list[str]) -> str | None:
+        """Returns what is wrong with the scan (naming the file), or None."""
         plans, configuration = self.plans_manager, self.configuration_manager
         try:
             check_images(image_files, plans.image_reader_writer_class(), self.dataset_json)
             preprocessor = configuration.preprocessor_class(verbose=False)
             data, mask, properties = preprocessor.run_case(image_files, None, plans, configuration, self.dataset_json)
-        except BadImage as error:
+        except UserError as error:
             return str(error)
         except Exception as error:
             return f"{', '.join(image_files)}: {type(error).__name__}: {error}"
-        data = data.astype(np.float32, copy=False)
-        patch_size = tuple(configuration.patch_size)
-        save_case(self.folder, identifier, data, mask, properties, self.dataset_class, patch_size)
+        data, patch_size = data.astype(np.float32, copy=False), tuple(configuration.patch_size)
+        save_case(self.folders.unlabeled, identifier, data, mask, properties, self.dataset_class, patch_size)
         return None
+
+
+def _differences(old: dict, new: dict) -> list[str]:
+    old, new = (json_normalize(settings).to_dict("records")[0] for settings in (old, new))
+    return [
+        f"{key}: {old.get(key)} in the folder, {new.get(key)} in the plans"
+        for key in sorted(old | new)
+        if old.get(key) != new.get(key)
+    ]
 
 
 def preprocess_unlabeled(
@@ -77,58 +196,9 @@ def preprocess_unlabeled(
     plans_manager, dataset_json = PlansManager(plans_file), load_json(join(dirname(plans_file), "dataset.json"))
     plans = f"{plans_identifier} of {plans_manager.dataset_name}"
     check_configuration(plans, plans_manager.available_configurations, configuration)
-    configuration_manager = plans_manager.get_configuration(configuration)
-    folders = DatasetFolders.of(plans_manager, configuration_manager)
-    images = find_unlabeled_images(join(raw_root(), plans_manager.dataset_name), dataset_json)
-    if not images:
+    scans = UnlabeledScans(plans_manager, plans_manager.get_configuration(configuration), dataset_json)
+    folders = scans.folders
+    raw_root()  # raises where it is not set
+    if not (isdir(folders.images) and scans.preprocessed(num_processes, print)):
         raise UserError(f"There are no scans to preprocess: put them at {folders.example_image(dataset_json)}.")
-    dataset_class = folders.dataset_class()
-    check_scans_have_no_label(images, dataset_class.get_identifiers(folders.labeled), folders.images)
-    preprocessor = ScanPreprocessor(
-        folders.unlabeled, plans_manager, configuration_manager, dataset_json, dataset_class
-    )
-    preprocess_images(images, preprocessor, num_processes, print)
     return folders.unlabeled
-
-
-def preprocess_images(
-    images: dict[str, list[str]], preprocessor: ScanPreprocessor, num_processes: int, log: Log
-) -> None:
-    """Preprocess the scans that are not yet complete in the preprocessor's folder.
-
-    A second process that wants the same waits until the first is done. A kill at any moment costs only the scans that
-    were being worked on.
-
-    Raises:
-        UserError: the folder was made with other plans; scans that cannot be used (all named, the others are kept); a
-            worker process died; the folder cannot be written to.
-    """
-    folder = preprocessor.folder
-
-    def missing() -> dict[str, list[str]]:
-        done = preprocessor.finished()
-        return {identifier: files for identifier, files in images.items() if identifier not in done}
-
-    # Without the lock first: a finished folder may be on a read-only disk.
-    if not missing():
-        return
-    hidden = join(folder, HIDDEN_FOLDER)
-    lock = join(hidden, "lock")
-    with writing(folder):
-        os.makedirs(hidden, exist_ok=True)
-        open(lock, "a").close()
-    with locked(lock, log):
-        todo = missing()
-        if not todo:
-            return
-        remove_leftovers(folder)
-        write_manifest(folder, preprocessor.settings)
-        log(f"Preprocessing {len(todo)} of {len(images)} unlabeled scans into {folder}")
-        results = in_processes(preprocessor, todo.items(), min(num_processes, len(todo)))
-        results = tqdm(results, total=len(todo), desc="Unlabeled scans")
-        problems = sorted(problem for problem in results if problem)
-    if problems:
-        raise UserError(
-            f"{len(problems)} unlabeled scan(s) cannot be used; the other {len(images) - len(problems)} are done and "
-            f"kept. Mend or remove these and run again:\n{bullet_list(problems)}"
-        )

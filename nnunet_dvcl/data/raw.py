@@ -1,8 +1,12 @@
-"""Find the scans of ``imagesTr_unlabeled`` in a raw data set."""
+"""The scans of ``imagesTr_unlabeled`` in a raw data set: found by their names, and looked at file by file."""
 
 import os
 import re
+from collections.abc import Iterator, Sequence
 from os.path import isdir, join
+
+import numpy as np
+from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 
 from nnunet_dvcl.data.folders import IMAGES_FOLDER, num_channels
 from nnunet_dvcl.data.messages import bullet_list
@@ -10,15 +14,9 @@ from nnunet_dvcl.errors import UserError
 
 
 def find_unlabeled_images(raw_dataset: str, dataset_json: dict) -> dict[str, list[str]]:
-    """The image files of every unlabeled scan, from their names alone.
+    """Identifier -> one file a channel, in the order of the channels; empty without ``imagesTr_unlabeled``.
 
-    Args:
-        raw_dataset: ``nnUNet_raw/DatasetXXX_Name``.
-        dataset_json: the data set's ``dataset.json``: number of channels and file ending.
-
-    Returns:
-        Identifier -> one file a channel, in the order of the channels; empty without ``imagesTr_unlabeled``. Hidden
-        files are ignored.
+    Hidden files are ignored.
 
     Raises:
         UserError: names each file or scan that is not ``CASE_0000<ending>, CASE_0001<ending>, ...`` as in ``imagesTr``.
@@ -30,13 +28,44 @@ def find_unlabeled_images(raw_dataset: str, dataset_json: dict) -> dict[str, lis
     scans, strays = _group_by_identifier(folder, ending)
     num_files = _files_per_scan(join(raw_dataset, "imagesTr"), dataset_json)
     problems = [f"{name}: expected CASE_0000{ending} (case, channel of four digits, {ending})" for name in strays]
-    problems += [p for identifier in sorted(scans) for p in _scan_problems(identifier, scans[identifier], num_files)]
+    problems += [problem for scan in sorted(scans) for problem in _scan_problems(scan, scans[scan], num_files)]
     if problems:
         raise UserError(
             f"{folder} must be laid out as imagesTr is: {num_files} file(s) a scan, channels "
             f"0000 to {num_files - 1:04d}, ending {ending}. Rename, complete or remove:\n{bullet_list(problems)}"
         )
-    return {identifier: [join(folder, scans[identifier][c]) for c in range(num_files)] for identifier in sorted(scans)}
+    return {scan: [join(folder, scans[scan][c]) for c in range(num_files)] for scan in sorted(scans)}
+
+
+def check_images(image_files: Sequence[str], reader: BaseReaderWriter, dataset_json: dict) -> None:
+    """Read each file of one scan by itself, so that a problem names its file.
+
+    Raises:
+        UserError: unreadable, no voxels, NaN or infinite, only zeros, or channels that do not fit together or
+            are not as many as the data set's.
+    """
+    images = [_read(file, reader) for file in image_files]
+    all_files, shapes = ", ".join(image_files), [image.shape[1:] for image in images]
+    if len(set(shapes)) > 1:
+        raise UserError(f"{all_files}: the channels differ in shape: {', '.join(map(str, shapes))}")
+    if not any(image.any() for image in images):
+        raise UserError(f"{all_files}: the image is empty, every voxel is 0")
+    if (channels := sum(map(len, images))) != num_channels(dataset_json):
+        raise UserError(f"{all_files}: {channels} channel(s), but dataset.json names {num_channels(dataset_json)}")
+
+
+def _read(file: str, reader: BaseReaderWriter) -> np.ndarray:
+    """[channels, *S] of finite voxels."""
+    try:
+        image = reader.read_images([file])[0]
+    except Exception as error:
+        reason = str(error).strip().splitlines()
+        raise UserError(f"{file}: cannot be read ({reason[-1].strip() if reason else type(error).__name__})") from error
+    if image.size == 0:
+        raise UserError(f"{file}: the image has no voxels, its shape is {image.shape[1:]}")
+    if not np.isfinite(image).all():
+        raise UserError(f"{file}: the image has NaN or infinite voxels")
+    return image
 
 
 def _group_by_identifier(folder: str, ending: str) -> tuple[dict[str, dict[int, str]], list[str]]:
@@ -61,14 +90,10 @@ def _files_per_scan(images_tr: str, dataset_json: dict) -> int:
     return 1 if first and not second else num_channels(dataset_json)
 
 
-def _scan_problems(identifier: str, files: dict[int, str], num_files: int) -> list[str]:
-    missing = [f"{c:04d}" for c in range(num_files) if c not in files]
-    extra = [name for channel, name in files.items() if channel >= num_files]
-    problems = []
-    if missing:
-        problems.append(f"{identifier}: channel {', '.join(missing)} is missing")
-    if extra:
-        problems.append(f"{identifier}: {', '.join(extra)} is one channel too many")
+def _scan_problems(identifier: str, files: dict[int, str], num_files: int) -> Iterator[str]:
+    if missing := [f"{c:04d}" for c in range(num_files) if c not in files]:
+        yield f"{identifier}: channel {', '.join(missing)} is missing"
+    if extra := [name for channel, name in files.items() if channel >= num_files]:
+        yield f"{identifier}: {', '.join(extra)} is one channel too many"
     if identifier.endswith("_seg"):
-        problems.append(f"{identifier}: nnU-Net keeps the ending _seg for segmentations; give the case another name")
-    return problems
+        yield f"{identifier}: nnU-Net keeps the ending _seg for segmentations; give the case another name"

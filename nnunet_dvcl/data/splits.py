@@ -3,6 +3,7 @@
 import json
 from collections.abc import Collection
 from os.path import isfile
+from pathlib import Path
 
 from nnunet_dvcl.data.messages import bullet_list
 from nnunet_dvcl.errors import UserError
@@ -12,23 +13,16 @@ KEY = "unlabeled"
 
 
 def withheld_cases(splits_file: str, fold: int | str, labeled: Collection[str]) -> list[str]:
-    """The labeled cases whose labels fold ``fold`` withholds.
+    """The cases, of all that are preprocessed with labels, whose labels a fold of ``splits_final.json`` withholds.
 
-    Args:
-        splits_file: ``splits_final.json`` in the preprocessed data set.
-        fold: number of the fold, or ``"all"``.
-        labeled: identifiers of all preprocessed labeled cases.
-
-    Returns:
-        Sorted identifiers. Empty without the file or the key, for fold "all", and for a fold that the file does not
-        have (nnU-Net then draws a random split of all cases).
+    Sorted. Empty without the file or the key, for fold "all", and for a fold that the file does not have (nnU-Net then
+    draws a random split of all cases).
 
     Raises:
         UserError: the fold is malformed, a case has two roles in it, or a case does not exist.
     """
-    if fold == "all" or int(fold) >= len(splits := _read(splits_file)):
-        return []
-    return sorted(set(_checked(splits_file, splits, fold, labeled).get(KEY, [])))
+    split = _find_split(splits_file, fold, labeled)
+    return [] if split is None else sorted(set(split.get(KEY, [])))
 
 
 def validation_cases(splits_file: str, fold: int | str, labeled: Collection[str]) -> list[str]:
@@ -39,22 +33,21 @@ def validation_cases(splits_file: str, fold: int | str, labeled: Collection[str]
     """
     if fold == "all":
         return sorted(labeled)
-    splits = _read(splits_file)
-    if int(fold) >= len(splits):
+    split = _find_split(splits_file, fold, labeled)
+    if split is None:
         raise UserError(f"{splits_file} has no fold {fold}, so its validation cases are not known: name some cases.")
-    return sorted(_checked(splits_file, splits, fold, labeled)["val"])
+    return sorted(split["val"])
 
 
 def folds_that_validate(splits_file: str, case: str) -> list[int]:
     """The folds of ``splits_final.json`` that have the case in "val"."""
-    splits = _read(splits_file)
-    return [fold for fold, split in enumerate(splits) if not _shape_problems(split) and case in split["val"]]
+    splits = enumerate(_read(splits_file))
+    return [fold for fold, split in splits if not _shape_problems(split) and case in split["val"]]
 
 
 def check_scans_have_no_label(scans: Collection[str], labeled: Collection[str], images_folder: str) -> None:
     """``UserError`` when a scan of ``imagesTr_unlabeled`` has the identifier of a labeled case."""
-    both = sorted(set(scans) & set(labeled))
-    if both:
+    if both := sorted(set(scans) & set(labeled)):
         raise UserError(
             f"{len(both)} case(s) are labeled and in {images_folder} at once:\n{bullet_list(both)}\n"
             f"Remove them from that folder (or rename them, if they are other scans). To train on a labeled case "
@@ -67,8 +60,7 @@ def _read(splits_file: str) -> list:
     if not isfile(splits_file):
         return []
     try:
-        with open(splits_file, encoding="utf-8") as file:
-            splits = json.load(file)
+        splits = json.loads(Path(splits_file).read_text("utf-8"))
     except (ValueError, RecursionError) as error:
         raise UserError(f"{splits_file} is not valid JSON: {error}") from error
     if not isinstance(splits, list):
@@ -91,28 +83,26 @@ def _shape_problems(split: object) -> list[str]:
     return problems
 
 
-def _checked(splits_file: str, splits: list, fold: int | str, labeled: Collection[str]) -> dict:
-    """A fold that the file has; ``UserError`` when it is malformed, or a case has two roles or does not exist."""
+def _find_split(splits_file: str, fold: int | str, labeled: Collection[str]) -> dict | None:
+    """None for fold "all" and for one that the file does not have; raises as `withheld_cases`."""
+    if fold == "all" or int(fold) >= len(splits := _read(splits_file)):
+        return None
     split = splits[int(fold)]
-    problems = _shape_problems(split) or _role_problems(split) + _unknown_cases(split, labeled)
-    if problems:
+    if problems := _shape_problems(split) or _case_problems(split, labeled):
         raise UserError(f"Fold {fold} of {splits_file} cannot be used:\n{bullet_list(problems)}")
     return split
 
 
-def _role_problems(split: dict) -> list[str]:
-    withheld = set(split.get(KEY, []))
-    return [
+def _case_problems(split: dict, labeled: Collection[str]) -> list[str]:
+    roles = {role: set(split.get(role, [])) for role in ("train", "val", KEY)}
+    in_two = [
         f'{case}: is in "{KEY}" and in "{role}"; remove it from one of them'
         for role in ("train", "val")
-        for case in sorted(withheld & set(split[role]))
+        for case in sorted(roles[KEY] & roles[role])
     ]
-
-
-def _unknown_cases(split: dict, labeled: Collection[str]) -> list[str]:
-    return [
+    return in_two + [
         f'{case}: in "{role}", but not among the {len(labeled)} preprocessed labeled cases; remove it, mend its name, '
         f"or run nnUNetv2_preprocess if it is new (scans of imagesTr_unlabeled need not be listed)"
-        for role in ("train", "val", KEY)
-        for case in sorted(set(split.get(role, [])) - set(labeled))
+        for role, cases in roles.items()
+        for case in sorted(cases - set(labeled))
     ]

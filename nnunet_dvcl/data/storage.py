@@ -6,7 +6,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from os.path import basename, isdir, join
+from os.path import isdir, join
 
 import numpy as np
 from nnunetv2.training.dataloading.nnunet_dataset import (
@@ -21,10 +21,7 @@ from nnunet_dvcl.files import replacing, writing
 HIDDEN_FOLDER = ".nnunet_dvcl"
 """Holds all that is not a case: nnU-Net looks at the plain files of the folder alone."""
 
-_SUFFIXES = {
-    nnUNetDatasetBlosc2: (".b2nd", "_seg.b2nd", ".pkl"),
-    nnUNetDatasetNumpy: (".npz", ".pkl"),
-}
+_SUFFIXES = {nnUNetDatasetBlosc2: (".b2nd", "_seg.b2nd", ".pkl"), nnUNetDatasetNumpy: (".npz", ".pkl")}
 
 
 def complete_cases(folder: str, dataset_class: type[nnUNetBaseDataset]) -> set[str]:
@@ -32,11 +29,6 @@ def complete_cases(folder: str, dataset_class: type[nnUNetBaseDataset]) -> set[s
     names = set(os.listdir(folder)) if isdir(folder) else set()
     identifiers = {name.removesuffix(".pkl") for name in names if name.endswith(".pkl")}
     return {i for i in identifiers if names.issuperset(i + suffix for suffix in _SUFFIXES[dataset_class])}
-
-
-def holds_cases(folder: str) -> bool:
-    """Whether there is any case, of any dataset class."""
-    return isdir(folder) and any(name.endswith(".pkl") for name in os.listdir(folder))
 
 
 def save_case(
@@ -51,10 +43,9 @@ def save_case(
     """Save a case so that a kill at any moment leaves it complete or not there.
 
     Args:
-        folder: folder of the preprocessed cases, with its hidden folder.
+        folder: of the preprocessed cases, with its hidden folder.
         data: [channels, *S] float32.
         image_mask: [1, *S] int8, 0 inside the image and -1 outside.
-        properties: nnU-Net's properties of the case.
         patch_size: the plan's; Blosc2 cuts its chunks to it.
 
     Raises:
@@ -79,7 +70,11 @@ def whole_files(folder: str) -> Iterator[str]:
     """A temporary folder in the hidden folder, whose files are moved into ``folder`` when the block ends well."""
     with tempfile.TemporaryDirectory(dir=join(folder, HIDDEN_FOLDER), prefix="case_") as temporary:
         yield temporary
-        _move_into(folder, [entry.path for entry in os.scandir(temporary)])
+        # The pickle moves last: it marks the case as whole.
+        for name in sorted(os.listdir(temporary), key=lambda name: name.endswith(".pkl")):
+            with open(join(temporary, name), "rb+") as handle:
+                os.fsync(handle.fileno())
+            os.replace(handle.name, join(folder, name))
 
 
 def remove_leftovers(folder: str) -> None:
@@ -93,11 +88,3 @@ def write_json(content: dict, file: str) -> None:
     """Write ``content`` whole or not at all; one writer at a time. ``UserError`` where it cannot be written."""
     with replacing(file) as partial, open(partial, "w", encoding="utf-8") as handle:
         json.dump(content, handle, indent=4)
-
-
-def _move_into(folder: str, files: list[str]) -> None:
-    """The pickle moves last: it marks the case as whole."""
-    for file in sorted(files, key=lambda name: name.endswith(".pkl")):
-        with open(file, "rb+") as handle:
-            os.fsync(handle.fileno())
-        os.replace(file, join(folder, basename(file)))

@@ -11,14 +11,14 @@ if TYPE_CHECKING:
     from nnunet_dvcl.losses import Neighborhoods
 
 SHARES = (
-    "outsiders_differ",
-    "neighbors_same",
-    "neighbors_same_correct",
-    "relevant_same",
-    "ordinary_same",
-    "outlier_neighbors_same",
-    "outliers_wrong",
-    "unreliable_wrong",
+    "outsiders_differ",  # of voxels: its K' outsiders all have another true class (the red curves)
+    "neighbors_same",  # of voxels: its K neighbors all have its true class (green)
+    "neighbors_same_correct",  # and are all classified rightly (blue)
+    "relevant_same",  # of relevant neighbors (Eq. 13): it has the query's true class
+    "ordinary_same",  # of the other neighbors
+    "outlier_neighbors_same",  # of the neighbors of outliers (Eq. 15)
+    "outliers_wrong",  # of outliers: it is classified wrongly
+    "unreliable_wrong",  # of all N voxels, to compare with
 )
 """What `neighborhood_quality` measures."""
 
@@ -33,15 +33,7 @@ def neighborhood_quality(neighborhoods: Neighborhoods, labels: Tensor, correct: 
         correct: [N] bool, whether the network's prediction is the true class.
 
     Returns:
-        Name -> [] float32, each a share in [0, 1]; nan where there is nothing to count.
-
-        - ``outsiders_differ``: voxels whose K' outsiders all have another true class (the red curves),
-        - ``neighbors_same``: voxels whose K neighbors all have the voxel's true class (green),
-        - ``neighbors_same_correct``: and are all classified rightly (blue),
-        - ``relevant_same``, ``ordinary_same``: relevant (Eq. 13) and ordinary neighbors with the query's true class,
-        - ``outlier_neighbors_same``: the same for the neighbors of outliers (Eq. 15),
-        - ``outliers_wrong``: outliers that are classified wrongly,
-        - ``unreliable_wrong``: all N voxels that are classified wrongly, to compare with.
+        Name of `SHARES` -> [] float32, each a share in [0, 1]; nan where there is nothing to count.
     """
     neighbors, relevant, outsiders, outlier = neighborhoods
     same = labels[neighbors] == labels[:, None]  # [N, K]

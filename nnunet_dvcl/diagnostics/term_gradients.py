@@ -10,10 +10,7 @@ from nnunet_dvcl.voxels.gathering import to_dense
 
 
 def relative_gradients(
-    terms: Mapping[str, Tensor],
-    reference: Tensor,
-    features: Sequence[Tensor],
-    scale: float = 1.0,
+    terms: Mapping[str, Tensor], reference: Tensor, features: Sequence[Tensor], scale: float = 1.0
 ) -> dict[str, Tensor]:
     """The norm of each term's gradient at feature maps, divided by the norm of the reference's.
 
@@ -28,15 +25,14 @@ def relative_gradients(
     Returns:
         Name -> [] float32; nan or inf where the reference has no gradient.
     """
-    unit = distributed.total(_squared_norm(reference, features, scale)).sqrt()
-    return {
-        name: distributed.total(_squared_norm(value, features, scale)).sqrt() / unit for name, value in terms.items()
-    }
+    unit = _norm(reference, features, scale)
+    return {name: _norm(value, features, scale) / unit for name, value in terms.items()}
 
 
-def _squared_norm(value: Tensor, features: Sequence[Tensor], scale: float) -> Tensor:
-    if not value.requires_grad:
-        return torch.zeros((), device=value.device)
-    gradients = torch.autograd.grad(value * scale, features, retain_graph=True, allow_unused=True)
+def _norm(value: Tensor, features: Sequence[Tensor], scale: float) -> Tensor:
+    gradients = ()
+    if value.requires_grad:
+        gradients = torch.autograd.grad(value * scale, features, retain_graph=True, allow_unused=True)
     squares = [to_dense(gradient).float().square().sum() for gradient in gradients if gradient is not None]
-    return torch.stack(squares).sum() if squares else torch.zeros((), device=value.device)
+    own = torch.stack(squares).sum() if squares else torch.zeros((), device=value.device)
+    return distributed.total(own).sqrt()

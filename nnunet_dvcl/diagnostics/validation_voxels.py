@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -19,13 +17,6 @@ from nnunet_dvcl.voxels.gathering import gather_rows
 
 Forward = Callable[[Tensor], tuple[Tensor, Tensor]]
 """Images [B, channels, *S] -> logits [B, C, *S] and features [B, F, *S]."""
-
-
-class VoxelRows(NamedTuple):
-    """What one network makes of V voxels."""
-
-    logits: Tensor  # [V, C] float32
-    features: Tensor  # [V, F]
 
 
 class ValidationVoxels:
@@ -48,14 +39,15 @@ class ValidationVoxels:
         self._batches = list(zip(batches, (self.index % voxels_of_a_batch).split(counts), strict=True))
 
     @torch.no_grad()
-    def look(self, forward: Forward, device: torch.device) -> VoxelRows:
-        """The rows of all voxels, in the order of `labels`, on `device`."""
+    def look(self, forward: Forward, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Logits [V, C] float32 and features [V, F] of all voxels, in the order of `labels`, on `device`."""
         rows = []
         for images, index in self._batches:
             logits, features = forward(images.to(device))
             index = index.to(device)
             rows.append((gather_rows(logits, index).float(), gather_rows(features, index).float()))
-        return VoxelRows(*(torch.cat(part) for part in zip(*rows, strict=True)))
+        logits, features = zip(*rows, strict=True)
+        return torch.cat(logits), torch.cat(features)
 
 
 def draw_validation_patches(
@@ -63,11 +55,9 @@ def draw_validation_patches(
 ) -> tuple[Tensor, Tensor]:
     """Patches around foreground voxels, the classes in equal shares as nnU-Net draws them; the same at each call.
 
-    In a cascade the images have a channel more for each label, the previous stage's prediction.
-
     Returns:
-        images [number, channels, *S] float32 and label maps [number, *S] int64 with nnU-Net's own values, -1 where a
-        voxel is padding or outside.
+        images [number, channels, *S] float32 (in a cascade with a channel more for each label) and label maps
+        [number, *S] int64 with nnU-Net's own values, -1 where a voxel is padding or outside.
     """
     cascaded = dataset.folder_with_segs_from_previous_stage is not None
     loader = nnUNetDataLoader(
@@ -79,17 +69,10 @@ def draw_validation_patches(
         oversample_foreground_percent=1.0,
         transforms=MoveSegAsOneHotToDataTransform(1, label_manager.foreground_labels) if cascaded else None,
     )
-    with _fixed_random_state():
-        batch = next(loader)
-    return batch["data"], batch["target"][:, 0].long()
-
-
-@contextmanager
-def _fixed_random_state() -> Iterator[None]:
-    """nnU-Net's loader draws from NumPy's global generator, which goes on afterwards as if nothing had happened."""
-    state = np.random.get_state()
+    state = np.random.get_state()  # of the global generator, from which nnU-Net's loader draws
     np.random.seed(0)
     try:
-        yield
+        batch = next(loader)
     finally:
         np.random.set_state(state)
+    return batch["data"], batch["target"][:, 0].long()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from copy import deepcopy
 from decimal import Decimal
@@ -12,13 +11,13 @@ from math import prod
 from os.path import dirname, isdir, join
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
-from unittest.mock import patch
 
 import torch
 from batchgenerators.utilities.file_and_folder_operations import load_json
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_dvcl.data.folders import check_configuration, find_plans_file
+from nnunet_dvcl.data.processes import environment_variable
 from nnunet_dvcl.errors import UserError
 from nnunet_dvcl.networks import tensors_in
 from nnunet_dvcl.tools.trainer_classes import find_trainer_class
@@ -81,7 +80,7 @@ def estimate(
         ssl_options = manager.configuration.get("ssl", {}) | ssl
         resolved["configurations"][configuration] = manager.configuration | {"patch_size": size, "ssl": ssl_options}
         # a trainer makes its folder: here it is deleted afterwards
-        with TemporaryDirectory() as folder, patch.dict(os.environ, nnUNet_results=folder):
+        with TemporaryDirectory() as folder, environment_variable("nnUNet_results", folder):
             return measure(trainer_class, resolved, configuration, dataset_json)
 
     patch_size = list(manager.patch_size)

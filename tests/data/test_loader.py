@@ -40,7 +40,12 @@ def make_loader(tiny, configuration="3d_tiny", initial=None, final=None, transfo
         dataset.identifiers = keep
     final = final or configuration_manager.patch_size
     return UnlabeledLoader(
-        dataset, batch_size, initial or final, final, plans_manager.get_label_manager(dataset_json), transforms
+        dataset,
+        batch_size,
+        initial or final,
+        final,
+        plans_manager.get_label_manager(dataset_json),
+        transforms=transforms,
     )
 
 

@@ -15,7 +15,7 @@ from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class, nn
 
 from nnunet_dvcl import lock
 from nnunet_dvcl.data import preprocess_unlabeled, processes
-from nnunet_dvcl.data.images import BadImage, check_images
+from nnunet_dvcl.data.raw import check_images
 from nnunet_dvcl.data.storage import complete_cases
 from nnunet_dvcl.errors import UserError
 from nnunet_dvcl.lock import is_held, locked
@@ -251,7 +251,7 @@ def test_scan_without_voxels():
         def read_images(self, files):
             return np.zeros((1, 0, 4, 4), np.float32), {}
 
-    with pytest.raises(BadImage, match=r"a_0000\.nii\.gz.*no voxels"):
+    with pytest.raises(UserError, match=r"a_0000\.nii\.gz.*no voxels"):
         check_images(["a_0000.nii.gz"], Reader(), {"channel_names": {"0": "CT"}})
 
 

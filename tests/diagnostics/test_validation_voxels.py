@@ -20,9 +20,9 @@ def make(number=200, batch_size=3, patches=7, shape=(4, 5)):
 @pytest.mark.parametrize("shape", [(4, 5), (2, 3, 4)])
 def test_rows_and_labels_belong_together(batch_size, shape):
     images, labels, voxels = make(60, batch_size, shape=shape)
-    rows = voxels.look(forward, torch.device("cpu"))
-    assert len(rows.features) == len(rows.logits) == len(voxels.labels) == 60
-    for logits, features, label in zip(*rows, voxels.labels, strict=True):
+    all_logits, all_features = voxels.look(forward, torch.device("cpu"))
+    assert len(all_features) == len(all_logits) == len(voxels.labels) == 60
+    for logits, features, label in zip(all_logits, all_features, voxels.labels, strict=True):
         place = (images * 2 == features.view(1, 3, *[1] * len(shape))).all(1).nonzero()[0]
         assert labels[tuple(place)] == label
         torch.testing.assert_close(logits, features / 2)
@@ -38,6 +38,6 @@ def test_the_draw_is_spread_and_always_the_same():
     _, _, first = make(number=40)
     torch.manual_seed(77)
     _, _, again = make(number=40)
-    a, b = (v.look(forward, torch.device("cpu")).features for v in (first, again))
+    (_, a), (_, b) = (v.look(forward, torch.device("cpu")) for v in (first, again))
     assert torch.equal(a, b)
     assert all(len(index) for _, index in first._batches)
