@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import nullcontext
 from contextvars import ContextVar
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -39,6 +40,17 @@ def last_segmentation_layer(network: nn.Module) -> nn.Module:
     return layers[-1]
 
 
+def freeze_idle_layers(network: nn.Module) -> nn.Module:
+    """Freezes what no loss can reach: DistributedDataParallel would wait for its gradient, and fail in the second step.
+
+    nnU-Net's decoder has a segmentation layer a level; without deep supervision only the last one is run.
+    """
+    decoder = getattr(unwrap(network), "decoder", None)
+    if getattr(decoder, "deep_supervision", None) is False:
+        decoder.seg_layers[:-1].requires_grad_(False)
+    return network
+
+
 def full_resolution(output: Tensor | list[Tensor]) -> Tensor:
     """The first level of deep supervision, or all there is."""
     return output[0] if isinstance(output, (list, tuple)) else output
@@ -62,6 +74,7 @@ def tensors_in(state: Any) -> Iterator[Tensor]:
 
 # True in the second run of `run_again_for_gradients`
 _runs_again: ContextVar[bool] = ContextVar("runs_again", default=False)
+_taps: WeakSet[FeatureTap] = WeakSet()
 
 
 class FeatureTap:
@@ -81,8 +94,10 @@ class FeatureTap:
     """
 
     def __init__(self, network: nn.Module, compiled: bool = False, layer: str | None = None):
+        self.network = unwrap(network)
         self.compiled = compiled
         self._features: Tensor | None = None
+        _taps.add(self)
         if layer is None:
             last_segmentation_layer(network).register_forward_pre_hook(self._before)
         else:
@@ -95,11 +110,19 @@ class FeatureTap:
         return self._keep(layer, output)
 
     def _keep(self, layer: nn.Module, features: Tensor) -> Tensor | None:
-        if not layer.training or _runs_again.get():
+        if not layer.training:
             return None
-        # within an eager network, the gradient of the layer is there for that of the rows to be added to
-        self._features = features if self.compiled else with_dense_gradient(features)
+        if self.compiled:  # what is kept is an output of the graph, and a second run has to trace the same one
+            self._features = features
+        elif _runs_again.get():
+            return None
+        else:  # within an eager network, the gradient of the layer is there for that of the rows to be added to
+            self._features = with_dense_gradient(features)
         return self._features
+
+    def drop(self) -> None:
+        """Forgets the features of a run that nobody asks for."""
+        self._features = None
 
     def pop(self) -> Tensor:
         """Hands the features over, once, with their graph: not to be called where gradients are off.
@@ -154,6 +177,9 @@ class _SecondRun:
 
     def __exit__(self, *_: Any) -> None:
         _runs_again.reset(self.token)
+        for tap in _taps:
+            if tap.network is unwrap(self.network):
+                tap.drop()
         for buffer, content in self.before:
             buffer.copy_(content)
 

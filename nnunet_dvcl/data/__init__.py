@@ -7,6 +7,7 @@ from nnunet_dvcl.data.loader import (
     start_augmenter,
     stop_augmenter,
     unlabeled_transforms,
+    with_own_random_numbers,
 )
 from nnunet_dvcl.data.preprocess import preprocess_unlabeled
 from nnunet_dvcl.data.unlabeled_dataset import ImageMask, NumpyDataset, UnlabeledDataset, get_unlabeled_dataset
@@ -28,4 +29,5 @@ __all__ = [
     "start_augmenter",
     "stop_augmenter",
     "unlabeled_transforms",
+    "with_own_random_numbers",
 ]

@@ -1,11 +1,15 @@
 """The unlabeled stream: nnU-Net's loader, augmentation and workers, with a mask of the valid voxels as target."""
 
 import multiprocessing
+import os
 import signal
 from contextlib import AbstractContextManager
 
+import numpy as np
+import torch
 from batchgenerators.dataloading.nondet_multi_threaded_augmenter import NonDetMultiThreadedAugmenter
 from batchgenerators.dataloading.single_threaded_augmenter import SingleThreadedAugmenter
+from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
 from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
 from batchgeneratorsv2.transforms.utils.remove_label import RemoveLabelTansform
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
@@ -53,6 +57,29 @@ class Workers(NonDetMultiThreadedAugmenter):
                 f"ended it, most likely because the memory was full: use fewer workers ({_WORKERS_VARIABLE}). Go on "
                 "with --c."
             ) from error
+
+
+class OwnRandomNumbers(BasicTransform):
+    """Gives each augmentation worker a seed of torch's random numbers, drawn from NumPy's, which batchgenerators seeds.
+
+    Forked workers begin with torch's state of their parent: without this, all would draw the same numbers. The process
+    that made the transforms keeps its own.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._seeded_in = os.getpid()
+
+    def apply(self, data_dict: dict, **params) -> dict:
+        if self._seeded_in != os.getpid():
+            self._seeded_in = os.getpid()
+            torch.manual_seed(np.random.randint(2**63 - 1))
+        return data_dict
+
+
+def with_own_random_numbers(transforms: ComposeTransforms) -> ComposeTransforms:
+    """The same transforms; each worker that runs them draws its own random numbers."""
+    return ComposeTransforms([OwnRandomNumbers(), *transforms.transforms])
 
 
 def unlabeled_transforms(training_transforms: ComposeTransforms) -> ComposeTransforms:

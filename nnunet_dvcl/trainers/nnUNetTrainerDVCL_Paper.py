@@ -12,6 +12,7 @@ from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import nn
 
+from nnunet_dvcl.data import with_own_random_numbers
 from nnunet_dvcl.options import Count, Positive
 from nnunet_dvcl.trainers.base import Preset, TrainingConfig, nnUNetTrainerPlugin
 from nnunet_dvcl.trainers.base.step import SUPERVISED_SCALE
@@ -111,7 +112,7 @@ class PaperProtocol(nnUNetTrainerPlugin):
         of_labels = nnUNetTrainer.get_validation_transforms(
             deep_supervision_scales, is_cascaded, foreground_labels, regions, ignore_label
         )
-        return ComposeTransforms([*moves, *of_labels.transforms])
+        return with_own_random_numbers(ComposeTransforms([*moves, *of_labels.transforms]))
 
 
 def _xavier(module: nn.Module) -> None:

@@ -5,7 +5,10 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from batchgenerators.dataloading.data_loader import DataLoader
 from batchgenerators.dataloading.single_threaded_augmenter import SingleThreadedAugmenter
+from batchgeneratorsv2.transforms.base.basic_transform import ImageOnlyTransform
+from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
@@ -19,7 +22,10 @@ from nnunet_dvcl.data import (
     start_augmenter,
     stop_augmenter,
     unlabeled_transforms,
+    with_own_random_numbers,
 )
+from nnunet_dvcl.data.loader import OwnRandomNumbers
+from nnunet_dvcl.trainers import nnUNetTrainerCPS, nnUNetTrainerCPS_Paper, nnUNetTrainerSupervised
 
 WITHHELD = {"train": ["case_0", "case_1"], "val": ["case_5"], "unlabeled": ["case_2", "case_3"]}
 
@@ -246,3 +252,51 @@ def test_loader_travels_to_spawned_workers(tiny_dataset):
     transforms = unlabeled_transforms(training_transforms([16, 16, 16]))
     loader = make_loader(tiny_dataset, transforms=transforms)
     assert next(pickle.loads(pickle.dumps(loader)))["data"].shape == (2, 1, 16, 16, 16)
+
+
+class Drawing(DataLoader):
+    """A stream of what its worker draws: its process, and three of torch's random numbers."""
+
+    def __init__(self, transforms):
+        super().__init__(list(range(3)), 1, 1, None, True, False, True)
+        self.transforms = transforms
+
+    def generate_train_batch(self):
+        drawn = self.transforms(image=torch.zeros(1, 4, 4), segmentation=torch.zeros(1, 4, 4, dtype=torch.int16))
+        return {"process": os.getpid(), "drawn": tuple(drawn["image"].flatten()[:3].tolist())}
+
+
+class Draw(ImageOnlyTransform):
+    def _apply_to_image(self, img, **params):
+        return torch.rand_like(img)
+
+
+def test_each_worker_of_both_streams_draws_numbers_of_its_own():
+    transforms = with_own_random_numbers(ComposeTransforms([Draw()]))
+    firsts = {}
+    for seen in (transforms, unlabeled_transforms(transforms)):
+        augmenter = start_augmenter(Drawing(seen), 3, pin_memory=False)
+        try:
+            for _ in range(60):
+                batch = next(augmenter)
+                firsts.setdefault(batch["process"], batch["drawn"])
+        finally:
+            stop_augmenter(augmenter)
+    assert len(firsts) >= 4
+    assert len(set(firsts.values())) == len(firsts)
+
+
+def test_the_process_that_trains_keeps_its_random_numbers():
+    torch.manual_seed(0)
+    expected = torch.rand(1, 4, 4)
+    torch.manual_seed(0)
+    transforms = with_own_random_numbers(ComposeTransforms([Draw()]))
+    assert torch.equal(transforms(image=torch.zeros(1, 4, 4))["image"], expected)
+
+
+@pytest.mark.parametrize("trainer_class", [nnUNetTrainerSupervised, nnUNetTrainerCPS, nnUNetTrainerCPS_Paper])
+def test_every_trainer_gives_its_workers_numbers_of_their_own(start, trainer_class):
+    trainer = start(trainer_class, "2d_tiny")
+    for stream in ("train", "unlabeled"):
+        if loader := getattr(trainer, f"dataloader_{stream}", None):
+            assert sum(isinstance(t, OwnRandomNumbers) for t in loader.data_loader.transforms.transforms) == 1

@@ -11,6 +11,9 @@ from unittest import mock
 
 import numpy as np
 import torch
+from nnunetv2.training.nnUNetTrainer.variants.network_architecture.nnUNetTrainerNoDeepSupervision import (
+    nnUNetTrainerNoDeepSupervision,
+)
 from torch import Tensor
 from torch import distributed as dist
 
@@ -94,6 +97,10 @@ def build(trainer: str, configuration: str, plans: dict, dataset_json: dict, ssl
     plans["configurations"][configuration]["ssl"] = ssl
     trainer_class = getattr(trainers, trainer, None) or globals()[trainer]
     return trainer_class(plans, configuration, fold, dataset_json, torch.device("cpu"))
+
+
+class nnUNetTrainerDVCL_noDS(trainers.nnUNetTrainerDVCL, nnUNetTrainerNoDeepSupervision):
+    """As a user combines the two."""
 
 
 class AllPartsConfig(FeaturesConfig, AdversaryConfig, EMATeacherConfig, TwinsConfig):

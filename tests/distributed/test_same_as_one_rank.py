@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from jobs import METHODS
+from jobs import METHODS, TWICE, WITHOUT_DEEP_SUPERVISION
 from torch import Tensor
 
 PADDED = tuple(f"{name}, rank 1 has padding alone" for name in ("DVCL", "DVCL_SimCLR", "CL_VCL"))
@@ -133,3 +133,16 @@ def test_the_adversary_and_the_teacher_are_those_of_one_rank(results):
             torch.testing.assert_close(value, expected[name], rtol=1e-3, atol=1e-6)
     assert any(name.startswith("adversary") for name in expected)
     assert any(name.startswith("teacher") for name in expected)
+
+
+@pytest.mark.parametrize("name", TWICE)
+def test_a_second_step_follows_the_first(results, name):
+    """DistributedDataParallel fails in it where a parameter got no gradient in the first."""
+    first, second = (rank[f"{name}, twice"] for rank in results.two)
+    assert len(first["outputs"]) == 2
+    for part in ("weights", "memory", "optimizer"):
+        for key, value in first[part].items():
+            assert torch.equal(value, second[part][key]), key
+    frozen = [key for key, gradient in first["gradients"].items() if gradient is None]
+    assert all(".seg_layers." in key for key in frozen)
+    assert bool(frozen) == (name in WITHOUT_DEEP_SUPERVISION)

@@ -32,9 +32,21 @@ def test_compiled_training_keeps_features_and_plain_checkpoints(build_trainer, m
     trainer.load_checkpoint(str(tmp_path / "checkpoint.pth"))
 
 
-@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
-@pytest.mark.parametrize("configuration", ["2d_tiny", "3d_tiny"])
-def test_networks_are_one_graph_and_compiled_once(start, monkeypatch, backend, configuration):
+OPTIONS = {
+    "as it is": {},
+    "sequential_twins": {"sequential_twins": True},
+    "independent_intensities": {"independent_intensities": True},
+}
+
+
+@pytest.mark.parametrize(
+    ("configuration", "backend", "options"),
+    [
+        *(("3d_tiny", backend, "as it is") for backend in ("eager", "aot_eager")),
+        *(("2d_tiny", backend, options) for backend in ("eager", "aot_eager") for options in OPTIONS),
+    ],
+)
+def test_networks_are_one_graph_and_compiled_once(start, monkeypatch, backend, configuration, options):
     """The step's weights are those of an eager step: a compiled network takes the gradient of gathered rows too."""
     trained = []
     for compiled in (True, False):
@@ -43,7 +55,7 @@ def test_networks_are_one_graph_and_compiled_once(start, monkeypatch, backend, c
         monkeypatch.setattr(nnUNetTrainerDVCL, "_do_i_compile", lambda self, compiled=compiled: compiled)
         with monkeypatch.context() as patch:
             patch.setattr(torch, "compile", partial(torch.compile, backend=backend, fullgraph=True))
-            trainer = start(nnUNetTrainerDVCL, configuration, initial_lr=0.001)
+            trainer = start(nnUNetTrainerDVCL, configuration, initial_lr=0.001, **OPTIONS[options])
         batch = next(trainer.dataloader_train)
         torch.manual_seed(1)
         trainer.train_step(batch)
@@ -51,5 +63,6 @@ def test_networks_are_one_graph_and_compiled_once(start, monkeypatch, backend, c
         trainer.train_step(batch)
         assert counters["stats"]["unique_graphs"] == graphs
         assert (graphs > 0) == compiled
+        assert not any(tap._features is not None for tap in trainer.taps.values()), "a tap holds what nobody asks for"
         trained.append([p.detach().clone() for network in trainer.students().values() for p in network.parameters()])
     torch.testing.assert_close(*trained, rtol=1e-4, atol=1e-6)

@@ -191,7 +191,7 @@ def test_anisotropic_patches(tiny_dataset, contract, build_trainer, ssl):
     trainer.on_train_start()
     for augmenter in (trainer.dataloader_train, trainer.dataloader_unlabeled):
         loader = augmenter.data_loader
-        assert isinstance(loader.transforms.transforms[0], Convert3DTo2DTransform)
+        assert isinstance(loader.transforms.transforms[1], Convert3DTo2DTransform)
         assert loader.patch_size[0] == 4, "what rotations within a slice need"
         assert loader.patch_size[1] > 16
         assert next(augmenter)["data"].shape == (2, 2 if ssl else 1, 4, 16, 16)

@@ -15,6 +15,7 @@ from typing import ClassVar
 import numpy as np
 import torch
 from batchgenerators.utilities.file_and_folder_operations import join
+from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetNumpy
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
@@ -22,11 +23,11 @@ from torch import Tensor, nn
 
 from nnunet_dvcl import distributed
 from nnunet_dvcl.cascade.previous_stage import PreviousStage, check_stages, stage_before
-from nnunet_dvcl.data import NumpyDataset
+from nnunet_dvcl.data import NumpyDataset, with_own_random_numbers
 from nnunet_dvcl.data.splits import withheld_cases
 from nnunet_dvcl.errors import UserError
 from nnunet_dvcl.files import replacing, writing
-from nnunet_dvcl.networks import full_resolution, unwrap
+from nnunet_dvcl.networks import freeze_idle_layers, full_resolution, unwrap
 from nnunet_dvcl.trainers.base.checkpoint import SSLState, Weights, add_ssl_state, read_ssl_state
 from nnunet_dvcl.trainers.base.config import TrainingConfig
 from nnunet_dvcl.trainers.base.update import MOST_SKIPPED_IN_A_ROW, SkippedSteps, update
@@ -87,6 +88,10 @@ class nnUNetTrainerPlugin(nnUNetTrainer):
             self.network.parameters(), self.initial_lr, weight_decay=self.weight_decay, amsgrad=True
         )
         return optimizer, PolyLRScheduler(optimizer, self.initial_lr, self.num_epochs)
+
+    def get_training_transforms(self, *args, **kwargs) -> ComposeTransforms:
+        """nnU-Net's own, in workers whose random numbers differ."""
+        return with_own_random_numbers(super().get_training_transforms(*args, **kwargs))
 
     def set_deep_supervision_enabled(self, enabled: bool) -> None:
         try:
@@ -265,7 +270,7 @@ def _wrapped_on(device: torch.device) -> Iterator[None]:
     """
     module = sys.modules[nnUNetTrainer.__module__]
     original = module.DDP
-    module.DDP = lambda network, device_ids: distributed.wrap(network, device)
+    module.DDP = lambda network, device_ids: distributed.wrap(freeze_idle_layers(network), device)
     try:
         yield
     finally:

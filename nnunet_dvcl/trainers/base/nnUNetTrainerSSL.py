@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from nnunet_dvcl import distributed
 from nnunet_dvcl.labels import Labels, labels_of
-from nnunet_dvcl.networks import full_resolution, ready_to_gather, run_again_for_gradients, unwrap
+from nnunet_dvcl.networks import freeze_idle_layers, full_resolution, ready_to_gather, run_again_for_gradients, unwrap
 from nnunet_dvcl.options import Count, Flag, Share, Weight, or_null
 from nnunet_dvcl.trainers.base.checkpoint import SSLState
 from nnunet_dvcl.trainers.base.config import TrainingConfig
@@ -132,7 +132,7 @@ class nnUNetTrainerSSL(UnlabeledStream, LoggedValues, nnUNetTrainerPlugin):
                 self.companions[name] = torch.compile(self.companions[name])
         if self.is_ddp:
             for name, module in self.companions.items():
-                self.companions[name] = distributed.wrap(module, self.device)
+                self.companions[name] = distributed.wrap(freeze_idle_layers(module), self.device)
         if len(self.companions):
             self.optimizer.add_param_group({"params": list(self.companions.parameters())})
 
