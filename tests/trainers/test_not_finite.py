@@ -10,8 +10,9 @@ import torch
 from torch import distributed, nn
 
 from nnunet_dvcl.errors import UserError
-from nnunet_dvcl.networks import unwrap
+from nnunet_dvcl.networks import full_resolution, unwrap
 from nnunet_dvcl.trainers import nnUNetTrainerDVCL, nnUNetTrainerSupervised
+from nnunet_dvcl.trainers.base import nnUNetTrainerPlugin
 from nnunet_dvcl.trainers.base.update import update
 
 TRAINERS = (nnUNetTrainerSupervised, nnUNetTrainerDVCL)
@@ -177,7 +178,7 @@ def test_without_checkpoints_nothing_is_said_to_be_saved(start):
 
 def test_stopped_training_goes_on_from_before(build_trainer, monkeypatch):
     """Bad images from the second step of the second epoch on; mended, the epoch begins anew."""
-    monkeypatch.setattr(sys.modules[nnUNetTrainerSupervised.__module__], "MOST_SKIPPED_IN_A_ROW", 3)
+    monkeypatch.setattr(sys.modules[nnUNetTrainerPlugin.__module__], "MOST_SKIPPED_IN_A_ROW", 3)
     trainer = build_trainer(nnUNetTrainerDVCL, num_epochs=2, num_iterations_per_epoch=5)
     good_weights, steps, train_step = {}, [], trainer.train_step
 
@@ -202,6 +203,30 @@ def test_stopped_training_goes_on_from_before(build_trainer, monkeypatch):
     logging = resumed.logger.get_checkpoint()
     assert {key: len(values) for key, values in logging.items()} == dict.fromkeys(logging, 2)
     assert all(math.isfinite(value) for value in logging["train_losses"])
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+@pytest.mark.parametrize("trainer_class", TRAINERS)
+def test_gradients_that_are_not_finite_are_counted_and_told(start, trainer_class, scaled):
+    """The square root of 0 has a value, but no finite gradient."""
+    trainer = start(trainer_class)
+    if scaled:
+        trainer.grad_scaler = torch.amp.GradScaler("cpu")
+    loss = trainer.loss
+    trainer.loss = lambda output, target: loss(output, target) + (full_resolution(output) * 0).sum().sqrt() * 0
+    before = _weights(trainer)
+    outputs = [trainer.train_step(next(trainer.dataloader_train)) for _ in range(2)]
+    assert [output["skipped_steps"] for output in outputs] == [1, 1]
+    assert math.isfinite(outputs[0]["loss"])
+    assert not _changed(before, trainer)
+    trainer.on_train_epoch_end(outputs)
+    assert (
+        "WARNING: 2 of 2 steps were skipped, because gradients were not finite." in Path(trainer.log_file).read_text()
+    )
+
+    trainer.skipped.in_a_row = 49
+    with pytest.raises(UserError, match=r"not finite in 50 steps in a row \(gradients\)"):
+        trainer.train_step(next(trainer.dataloader_train))
 
 
 # ---------------------------------------------------------------- the update alone
@@ -242,7 +267,8 @@ def test_what_is_finite_is_applied_and_what_is_not_is_not(one_weight, scaler):
     for loss in (math.nan, math.inf, -math.inf):
         # not even momentum moves it
         assert one_weight(loss, math.nan, scaler) == (0.75, False)
-    assert one_weight(3.0, math.inf, scaler) == (0.75, True)
+    # nor do gradients that are not finite, though their loss is
+    assert one_weight(3.0, math.inf, scaler) == (0.75, False)
 
 
 def test_the_scale_is_halved_for_gradients_alone(one_weight):

@@ -30,6 +30,7 @@ from nnunet_dvcl.files import replacing, writing
 from nnunet_dvcl.networks import freeze_idle_layers, full_resolution, unwrap
 from nnunet_dvcl.trainers.base.checkpoint import SSLState, Weights, add_ssl_state, read_ssl_state
 from nnunet_dvcl.trainers.base.config import TrainingConfig
+from nnunet_dvcl.trainers.base.seeds import derive_seed
 from nnunet_dvcl.trainers.base.update import MOST_SKIPPED_IN_A_ROW, SkippedSteps, update
 
 
@@ -170,7 +171,7 @@ class nnUNetTrainerPlugin(nnUNetTrainer):
         return super().validation_step(batch)
 
     def update_weights(self, loss: Tensor) -> Tensor:
-        """One step of the optimizer; returns [] bool: whether the loss was finite."""
+        """One step of the optimizer; returns [] bool: whether it was made, as loss and gradients were finite."""
         return update(loss, self.optimizer, self.grad_scaler, self._clip_gradients)
 
     def autocast(self) -> AbstractContextManager:
@@ -181,7 +182,7 @@ class nnUNetTrainerPlugin(nnUNetTrainer):
         return nn.utils.clip_grad_norm_(self.network.parameters(), 12)
 
     def count_step(self, skipped: bool, losses: dict[str, float]) -> None:
-        """Counts the steps whose loss was not finite, and stops the training after too many in a row.
+        """Counts the steps whose loss or gradients were not finite, and stops the training after too many in a row.
 
         Raises:
             UserError: names the losses. The weights, which none of these steps changed, are saved before.
@@ -194,9 +195,9 @@ class nnUNetTrainerPlugin(nnUNetTrainer):
         self.save_checkpoint(file)
         saved = "Nothing is saved: checkpoints are disabled" if self.disable_checkpointing else f"{file} is from before"
         raise UserError(
-            f"The loss was not finite in {self.skipped.in_a_row} steps in a row ({self.skipped.names()}). They were "
-            f"skipped and changed no weight. {saved}. Is there an image with NaN or extreme values "
-            "(nnUNetv2_plan_and_preprocess --verify_dataset_integrity)? Is ssl.initial_lr too high?"
+            f"The loss or its gradients were not finite in {self.skipped.in_a_row} steps in a row "
+            f"({self.skipped.names()}). They were skipped and changed no weight. {saved}. Is there an image with NaN or "
+            "extreme values (nnUNetv2_plan_and_preprocess --verify_dataset_integrity)? Is ssl.initial_lr too high?"
         )
 
     def on_train_epoch_end(self, train_outputs: list[dict]) -> None:
@@ -204,10 +205,10 @@ class nnUNetTrainerPlugin(nnUNetTrainer):
         super().on_train_epoch_end(done or train_outputs)
         if len(done) < len(train_outputs):
             self.print_to_log_file(
-                f"WARNING: {len(train_outputs) - len(done)} of {len(train_outputs)} steps were skipped, because the "
-                f"loss was not finite: {self.skipped.names()}."
+                f"WARNING: {len(train_outputs) - len(done)} of {len(train_outputs)} steps were skipped, because "
+                f"{self.skipped.reason()}."
             )
-        self.skipped.terms.clear()
+        self.skipped.not_finite.clear()
 
     def save_checkpoint(self, filename: str) -> None:
         """Raises ``UserError`` where it cannot be written; what `filename` was before is unchanged then."""
@@ -249,7 +250,7 @@ class nnUNetTrainerPlugin(nnUNetTrainer):
     def _seed_everything(self, epoch: int = 0) -> None:
         """Each rank draws patches and voxels of its own; its initial weights give way to those of rank 0."""
         if self.config.seed is not None:
-            seed = self.config.seed + epoch * distributed.world_size() + distributed.rank()
+            seed = derive_seed(self.config.seed, epoch, distributed.rank())
             random.seed(seed)
             np.random.seed(seed % 2**32)
             torch.manual_seed(seed)

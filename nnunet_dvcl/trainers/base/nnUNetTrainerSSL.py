@@ -189,7 +189,8 @@ class nnUNetTrainerSSL(UnlabeledStream, LoggedValues, nnUNetTrainerPlugin):
     def _begin_step(self, labeled: dict, unlabeled: dict) -> Step:
         target = to_device(labeled["target"], self.device)
         return Step(
-            image=torch.cat((labeled["data"], unlabeled["data"])).to(self.device, non_blocking=True),
+            # each is pinned: put together on the host first, the copy would not be, and the host would wait for it
+            image=torch.cat([batch["data"].to(self.device, non_blocking=True) for batch in (labeled, unlabeled)]),
             target=self.labels.of_target(full_resolution(target)),
             valid=(unlabeled["target"][:, 0] >= 0).to(self.device, non_blocking=True),
             progress=self.progress,

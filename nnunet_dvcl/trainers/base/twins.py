@@ -12,6 +12,7 @@ from nnunet_dvcl.data import TWINS, make_views
 from nnunet_dvcl.options import Flag
 from nnunet_dvcl.trainers.base.checkpoint import Weights
 from nnunet_dvcl.trainers.base.nnUNetTrainerSSL import SSLConfig
+from nnunet_dvcl.trainers.base.seeds import derive_seed
 from nnunet_dvcl.trainers.base.step import Step
 
 
@@ -32,7 +33,7 @@ class Twins:
     config: TwinsConfig
 
     def build_companions(self) -> dict[str, nn.Module]:
-        seed = secrets.randbits(32) if self.config.seed is None else self.config.seed + 1
+        seed = secrets.randbits(32) if self.config.seed is None else derive_seed(self.config.seed, network=1)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             return super().build_companions() | {"B": self.build_vanilla_network(self.enable_deep_supervision)}

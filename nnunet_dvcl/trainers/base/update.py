@@ -1,4 +1,4 @@
-"""nnU-Net's update of the weights, less the steps whose loss is not finite."""
+"""nnU-Net's update of the weights, less the steps whose loss or gradients are not finite."""
 
 from __future__ import annotations
 
@@ -28,25 +28,27 @@ def update(loss: Tensor, optimizer: Optimizer, grad_scaler, clip_gradients: Call
         clip_gradients: returns their norm before, [].
 
     Returns:
-        [] bool: whether the loss was finite, in all processes.
+        [] bool: whether loss and gradients were finite, in all processes. With a `grad_scaler` a few steps in which the
+        gradients are not are part of its search for a scale.
     """
     finite = distributed.total((~loss.detach().isfinite()).float()) == 0  # all processes skip, or none
     # a loss that is not finite may have finite gradients: now they are nan too
     loss = loss * torch.where(finite, 1.0, math.nan)
     if grad_scaler is None:
         loss.backward()
-        if clip_gradients().isfinite():
+        finite = finite & clip_gradients().isfinite()
+        if finite:
             optimizer.step()
         return finite
     scale = _scale(grad_scaler, loss.device)
     grad_scaler.scale(loss).backward()
     grad_scaler.unscale_(optimizer)
-    clip_gradients()
+    norm = clip_gradients()
     grad_scaler.step(optimizer)
     grad_scaler.update()
     # it halved its scale, but no scale makes this loss finite, and after enough of that no gradient is left
     grad_scaler.update(_scale(grad_scaler, loss.device).where(finite, scale))
-    return finite
+    return finite & norm.isfinite()
 
 
 def _scale(grad_scaler, device: torch.device) -> Tensor:
@@ -56,10 +58,10 @@ def _scale(grad_scaler, device: torch.device) -> Tensor:
 
 @dataclass
 class SkippedSteps:
-    """The steps whose loss was not finite."""
+    """The steps whose loss or gradients were not finite."""
 
     in_a_row: int = 0
-    terms: set[str] = field(default_factory=set)  # those that were not finite in this epoch
+    not_finite: set[str] = field(default_factory=set)  # terms of the loss, and gradients, in this epoch
 
     def count(self, skipped: bool, losses: dict[str, float]) -> None:
         """One step more, and its losses by their names."""
@@ -67,7 +69,14 @@ class SkippedSteps:
             self.in_a_row = 0
             return
         self.in_a_row += 1
-        self.terms.update(name for name, loss in losses.items() if not math.isfinite(loss))
+        terms = {name for name, loss in losses.items() if not math.isfinite(loss)}
+        alone = distributed.world_size() == 1
+        self.not_finite |= terms or {"gradients" if alone else "gradients, or the loss of another process"}
+
+    def reason(self) -> str:
+        if self.not_finite == {"gradients"}:
+            return "gradients were not finite"
+        return f"the loss was not finite: {self.names()}"
 
     def names(self) -> str:
-        return ", ".join(sorted(self.terms)) or "that of another process"
+        return ", ".join(sorted(self.not_finite))
