@@ -196,8 +196,8 @@ class nnUNetTrainerPlugin(nnUNetTrainer):
         saved = "Nothing is saved: checkpoints are disabled" if self.disable_checkpointing else f"{file} is from before"
         raise UserError(
             f"The loss or its gradients were not finite in {self.skipped.in_a_row} steps in a row "
-            f"({self.skipped.names()}). They were skipped and changed no weight. {saved}. Is there an image with NaN or "
-            "extreme values (nnUNetv2_plan_and_preprocess --verify_dataset_integrity)? Is ssl.initial_lr too high?"
+            f"({self.skipped.names()}). They were skipped and changed no weight. {saved}. Is there an image with NaN "
+            "or extreme values (nnUNetv2_plan_and_preprocess --verify_dataset_integrity)? Is ssl.initial_lr too high?"
         )
 
     def on_train_epoch_end(self, train_outputs: list[dict]) -> None:
