@@ -16,12 +16,12 @@ import torch
 from batchgenerators.utilities.file_and_folder_operations import load_json
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from nnunet_dvcl.data.folders import check_configuration, find_plans_file
+from nnunet_dvcl.data.folders import check_configuration, find_plans_file, num_channels
 from nnunet_dvcl.data.processes import environment_variable
 from nnunet_dvcl.errors import UserError
 from nnunet_dvcl.networks import tensors_in
 from nnunet_dvcl.tools.trainer_classes import find_trainer_class
-from nnunet_dvcl.trainers.base import nnUNetTrainerPlugin
+from nnunet_dvcl.trainers.base import nnUNetTrainerPlugin, nnUNetTrainerSSL
 
 # How many voxels of a patch stand behind one of the network's coarsest level. With few, patches of two such voxels a
 # side are so small that most of a step does not grow with them; with many, they would fill a workstation.
@@ -137,10 +137,20 @@ def measure(trainer_class: type, plans: dict, configuration: str, dataset_json: 
     return Footprint(_held_between_steps(trainer), loss, update)
 
 
+def _num_channels(trainer) -> int:
+    """Of the images that the loaders make: several views stand one behind the other."""
+    if not isinstance(trainer, nnUNetTrainerSSL):
+        return trainer.num_input_channels
+    *_, size, _ = trainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+    segmentation = torch.zeros(1 + trainer.is_cascaded, *size, dtype=torch.int16)
+    image = torch.zeros(num_channels(trainer.dataset_json), *size)
+    return len(trainer.unlabeled_transforms()(image=image, segmentation=segmentation)["image"])
+
+
 def _unlabeled_noise(trainer) -> dict:
     """A batch of the unlabeled stream."""
     size, patch_size = getattr(trainer, "unlabeled_batch_size", 0), trainer.configuration_manager.patch_size
-    image = torch.randn(size, trainer.num_input_channels, *patch_size)
+    image = torch.randn(size, _num_channels(trainer), *patch_size)
     return {"data": image, "target": torch.zeros(size, 1, *patch_size, dtype=torch.int16)}
 
 
@@ -155,7 +165,7 @@ def _labeled_noise(trainer) -> dict:
     for scale in scales or [[1.0] * len(patch_size)]:
         shape = [round(n * s) for n, s in zip(patch_size, scale, strict=True)]
         targets.append(torch.randint(values, (size, channels, *shape), dtype=torch.int16))
-    image = torch.randn(size, trainer.num_input_channels, *patch_size)
+    image = torch.randn(size, _num_channels(trainer), *patch_size)
     return {"data": image, "target": targets if scales else targets[0], "keys": ["noise"] * size}
 
 
@@ -163,7 +173,9 @@ def _held_between_steps(trainer) -> int:
     parameters = [parameter for group in trainer.optimizer.param_groups for parameter in group["params"]]
     memory = trainer.memory.state_dict() if hasattr(trainer, "memory") else {}
     gradients, state = parameters, [list(values.values()) for values in trainer.optimizer.state.values()]
-    return sum(tensor.nbytes for tensor in tensors_in([parameters, gradients, state, memory]))
+    # nnU-Net's decoder holds the encoder too, so that a state_dict has its weights twice
+    of_memory = {tensor.data_ptr(): tensor.nbytes for tensor in tensors_in(memory)}
+    return sum(tensor.nbytes for tensor in tensors_in([parameters, gradients, state])) + sum(of_memory.values())
 
 
 def peak_bytes(call: Callable[[], object]) -> int:

@@ -8,6 +8,7 @@ import shutil
 
 import pytest
 import torch
+from examples import example_of_the_docs
 from small_values import SMALL
 
 from nnunet_dvcl.cli import main
@@ -139,6 +140,21 @@ def test_the_supervised_trainer_has_a_footprint_too(tiny_dataset, capsys):
 def test_a_trainer_without_deep_supervision(tiny_dataset, configuration, patch_size):
     _with_patch(tiny_dataset, configuration, patch_size)
     assert estimate(tiny_dataset.name, configuration, "nnUNetPlans", "nnUNetTrainerDVCL_Paper").step > 0
+
+
+def test_twins_with_views_of_their_own(tiny_dataset):
+    arguments = (tiny_dataset.name, "2d_tiny", "nnUNetPlans", "nnUNetTrainerCPS")
+    assert estimate(*arguments, independent_intensities=True).step >= estimate(*arguments).step > 0
+
+
+def test_a_teacher_counts(tiny_dataset, monkeypatch):
+    """The mean teacher of the docs, which has two views, and network A twice: the second time without gradients."""
+    with monkeypatch.context() as patch:
+        patch.setattr(footprint, "find_trainer_class", example_of_the_docs)
+        taught = estimate(tiny_dataset.name, "2d_tiny", "nnUNetPlans", "nnUNetTrainerMeanTeacher")
+    alone = estimate(tiny_dataset.name, "2d_tiny", "nnUNetPlans", "nnUNetTrainerSupervised")
+    # weights, gradients and momentum of A
+    assert taught.held == pytest.approx(alone.held * 4 / 3, rel=0.02)
 
 
 def test_the_peak_counts_what_is_alive_at_once():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
 from nnunetv2.configuration import default_num_processes
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
@@ -70,12 +71,23 @@ class UnlabeledStream:
         return loaders
 
     def _unlabeled_loader(self, dataset) -> UnlabeledLoader:
+        *_, initial_patch_size, _ = self.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
         patch_size = self.configuration_manager.patch_size
-        rotation, dummy_2d, initial_patch_size, mirror_axes = (
-            self.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
-        )
-        transforms = self.get_training_transforms(
+        transforms = self.unlabeled_transforms()
+        return UnlabeledLoader(
+            dataset,
+            self.unlabeled_batch_size,
+            initial_patch_size,
             patch_size,
+            self.label_manager,
+            transforms=transforms,
+        )
+
+    def unlabeled_transforms(self) -> ComposeTransforms:
+        """From a patch with a margin to what the networks' views are made of."""
+        rotation, dummy_2d, _, mirror_axes = self.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+        transforms = self.get_training_transforms(
+            self.configuration_manager.patch_size,
             rotation,
             None,
             mirror_axes,
@@ -84,14 +96,7 @@ class UnlabeledStream:
             is_cascaded=self.is_cascaded,
             foreground_labels=self.label_manager.foreground_labels,
         )
-        return UnlabeledLoader(
-            dataset,
-            self.unlabeled_batch_size,
-            initial_patch_size,
-            patch_size,
-            self.label_manager,
-            transforms=unlabeled_transforms(transforms),
-        )
+        return unlabeled_transforms(transforms)
 
     def on_train_end(self) -> None:
         super().on_train_end()

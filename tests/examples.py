@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-PAGE = Path(__file__).parents[2] / "docs/how-to/add-a-method.md"
+PAGE = Path(__file__).parents[1] / "docs/how-to/add-a-method.md"
 
 
 def example_of_the_docs(name: str) -> type:
