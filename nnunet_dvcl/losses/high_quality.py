@@ -38,6 +38,7 @@ class HighQualityContrastiveLoss(nn.Module):
         center_mask: Tensor,
         negatives: Tensor,
         negative_mask: Tensor,
+        generator: torch.Generator | None = None,
     ) -> Tensor:
         """The mean over all C classes of L_c (Eq. 10); a class without anchors, center or negatives adds 0.
 
@@ -48,6 +49,7 @@ class HighQualityContrastiveLoss(nn.Module):
             center_mask: [C] bool, False: the class has no center yet.
             negatives: [C, P, d] the pool of each class (Eq. 9). P <= num_negatives: every anchor meets all of it.
             negative_mask: [C, P] bool.
+            generator: torch's random generator for the draw of negatives, on the device of `negatives`.
 
         Returns:
             [] at least float32.
@@ -59,7 +61,7 @@ class HighQualityContrastiveLoss(nn.Module):
         with full_precision(anchors.device):
             positive = torch.einsum("cmd,cd->cm", anchors, centers) / self.temperature
             negative = torch.einsum("cmd,cpd->cmp", anchors, negatives) / self.temperature
-        negative = self._draw(negative.masked_fill(~negative_mask[:, None], -torch.inf))  # [C, M, N]
+        negative = self._draw(negative.masked_fill(~negative_mask[:, None], -torch.inf), generator)  # [C, M, N]
 
         # logsumexp([s+, s-]) - s+ = -log of Eq. 10, finite for every temperature
         loss = torch.logsumexp(torch.cat((positive[..., None], negative), -1), -1) - positive  # [C, M]
@@ -67,11 +69,12 @@ class HighQualityContrastiveLoss(nn.Module):
         per_class = loss.masked_fill(~active, 0.0).sum(-1) / active.sum(-1).clamp(min=1)
         return per_class.mean()
 
-    def _draw(self, similarities: Tensor) -> Tensor:
+    def _draw(self, similarities: Tensor, generator: torch.Generator | None) -> Tensor:
         """Each anchor's own N of the pool without replacement: [C, M, P] -> [C, M, min(N, P)]; masked ones last."""
         if similarities.shape[-1] <= self.num_negatives:
             return similarities
-        keys = torch.rand_like(similarities).masked_fill(similarities.isneginf(), -1.0)
+        keys = torch.rand(similarities.shape, generator=generator, dtype=similarities.dtype, device=similarities.device)
+        keys = keys.masked_fill(similarities.isneginf(), -1.0)
         return similarities.gather(-1, keys.topk(self.num_negatives, dim=-1).indices)
 
     def extra_repr(self) -> str:

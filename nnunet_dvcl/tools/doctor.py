@@ -90,7 +90,7 @@ def check_trainers() -> Iterator[Finding]:
 
         from nnunet_dvcl import trainers
     except Exception as error:
-        yield Finding("FAIL", f"the trainers cannot be imported: {error!r}", "mend the first [FAIL] above")
+        yield Finding("FAIL", f"the trainers cannot be imported: {error!r}", "mend what this message names")
         return
     for name in trainers.__all__:
         try:

@@ -23,26 +23,9 @@ from nnunet_dvcl.trainers.nnUNetTrainerDVCL_losses import (
 from nnunet_dvcl.trainers.nnUNetTrainerDVCL_Paper import nnUNetTrainerCPS_Paper, nnUNetTrainerDVCL_Paper
 from nnunet_dvcl.trainers.nnUNetTrainerSupervised import nnUNetTrainerSupervised
 
-__all__ = [
-    "nnUNetTrainerCL_VCL",
-    "nnUNetTrainerCPS",
-    "nnUNetTrainerCPS_HqCL",
-    "nnUNetTrainerCPS_Paper",
-    "nnUNetTrainerDVCL",
-    "nnUNetTrainerDVCL_InfoNCE",
-    "nnUNetTrainerDVCL_LogLikelihood",
-    "nnUNetTrainerDVCL_LogLikelihood_NPS",
-    "nnUNetTrainerDVCL_LogLikelihood_SNCLRWeights",
-    "nnUNetTrainerDVCL_NNCLR",
-    "nnUNetTrainerDVCL_Paper",
-    "nnUNetTrainerDVCL_SNCLR",
-    "nnUNetTrainerDVCL_SimCLR",
-    "nnUNetTrainerDVCL_noNPS",
-    "nnUNetTrainerDVCL_noNPS_noQDS",
-    "nnUNetTrainerDVCL_noQDS",
-    "nnUNetTrainerSSL",
-    "nnUNetTrainerSupervised",
-]
+__all__ = sorted(
+    name for name, value in globals().items() if name.startswith("nnUNetTrainer") and isinstance(value, type)
+)
 
 
 def __getattr__(name: str) -> type:

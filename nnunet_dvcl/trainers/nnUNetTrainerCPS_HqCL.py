@@ -123,7 +123,7 @@ class nnUNetTrainerCPS_HqCL(Features, nnUNetTrainerCPS):
         negatives, negative_mask = self._draw(voxels, {name: v.mistaken for name, v in voxels.items()})
         classes = torch.arange(bank.num_classes, device=self.device)[:, None].where(anchor_mask, -1)
         bank.push(anchors.flatten(0, 1), classes.flatten())
-        return self.hqcl(anchors, anchor_mask, *bank.centers(), negatives, negative_mask)
+        return self.hqcl(anchors, anchor_mask, *bank.centers(), negatives, negative_mask, self.shared_generator())
 
     def _draw(self, voxels: dict[str, Voxels], classes: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Up to M voxels of each class over both networks and all ranks: features [C, M, d] and mask [C, M]."""

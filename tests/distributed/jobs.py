@@ -73,6 +73,8 @@ def on_given_batches(mode: str, tiny) -> Jobs:
         "train",
         {"given": given(tiny, "AllParts", **SMALL, unlabeled_batch_size=3), "batches": batches},
     )
+    few = EVERYTHING | {"num_negatives": 4}
+    jobs["few negatives"] = ("train", {"given": given(tiny, "CPS_HqCL", **few), "batches": batches})
     for name in TWICE:
         deep_supervision = name not in WITHOUT_DEEP_SUPERVISION
         of_trainer = batches if deep_supervision else [(_full_resolution(one), two) for one, two in batches]

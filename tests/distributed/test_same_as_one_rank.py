@@ -146,3 +146,10 @@ def test_a_second_step_follows_the_first(results, name):
     frozen = [key for key, gradient in first["gradients"].items() if gradient is None]
     assert all(".seg_layers." in key for key in frozen)
     assert bool(frozen) == (name in WITHOUT_DEEP_SUPERVISION)
+
+
+def test_all_ranks_draw_the_same_negatives(results):
+    """And others in the next step: the value is then the same on each, and the gradient that of one draw."""
+    first, second = (rank["few negatives"]["outputs"] for rank in results.two)
+    assert [output["hqcl"] for output in first] == [output["hqcl"] for output in second]
+    assert first[0]["hqcl"] != 0

@@ -102,6 +102,27 @@ def test_a_label_that_dataset_json_does_not_name(start, tiny_dataset, relabel, t
         trainer.validation_step(validation)
 
 
+@pytest.mark.parametrize("trainer_class", [nnUNetTrainerSupervised, nnUNetTrainerDVCL])
+def test_a_negative_label_is_named(start, tiny_dataset, relabel, trainer_class):
+    """nnU-Net's -1 is what its own preprocessing writes outside of the image."""
+    tiny_dataset.write_splits({"train": ["case_0"], "val": ["case_1"]})
+    relabel("case_0", 2, -2)
+    trainer = start(trainer_class, fold=0)
+    training = next(batch for batch in trainer.dataloader_train if batch["target"][0].min() == -2)
+    with pytest.raises(UserError, match=r"case_0 has the label -2, but the labels of dataset\.json begin at 0"):
+        trainer.train_step(training)
+
+
+def test_labels_with_a_gap_are_refused_before_any_work(build_trainer, tiny_dataset):
+    content = tiny_dataset.dataset_json
+    content["labels"] = {"background": 0, "large": 1, "small": 3}
+    trainer = build_trainer(nnUNetTrainerSupervised)
+    trainer.label_manager = trainer.plans_manager.get_label_manager(content)
+    with pytest.raises(UserError, match=r"labels of dataset\.json are 0, 1, 3, expected 0 to 2 without a gap"):
+        trainer.initialize()
+    assert trainer.network is None
+
+
 @pytest.mark.parametrize("label_mode", ["ignore", "regions", "regions + ignore"])
 def test_the_ignore_label_and_regions_are_no_such_labels(start, label_mode):
     trainer = start(nnUNetTrainerDVCL)

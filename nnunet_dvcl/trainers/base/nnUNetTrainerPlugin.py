@@ -53,6 +53,7 @@ class nnUNetTrainerPlugin(nnUNetTrainer):
     def initialize(self) -> None:
         with writing(self.output_folder), TemporaryFile(dir=self.output_folder):
             pass  # not only when the first checkpoint is written
+        self._check_label_values()
         self.config = self.read_config()
         self.initial_lr = self.config.initial_lr
         self.num_epochs = self.config.num_epochs
@@ -75,6 +76,15 @@ class nnUNetTrainerPlugin(nnUNetTrainer):
         self.device = distributed.own_device(self.my_init_kwargs["device"])
         if self.device.type == "cpu":
             self.grad_scaler = None
+
+    def _check_label_values(self) -> None:
+        """nnU-Net gives each label a channel and takes its value for the channel's number."""
+        labels = sorted(self.label_manager.all_labels)
+        if not self.label_manager.has_regions and labels != list(range(len(labels))):
+            raise UserError(
+                f"The labels of dataset.json are {', '.join(map(str, labels))}, expected 0 to {len(labels) - 1} "
+                "without a gap. Renumber them, there and in labelsTr, and run nnUNetv2_plan_and_preprocess again."
+            )
 
     def read_config(self) -> TrainingConfig:
         return self.config_class.from_plans(self.configuration_manager.configuration)
@@ -158,13 +168,15 @@ class nnUNetTrainerPlugin(nnUNetTrainer):
         if self.label_manager.has_regions:  # there it is in no region
             return
         highest = max(*self.label_manager.all_labels, self.label_manager.ignore_label or 0)
-        found = full_resolution(batch["target"]).flatten(1).amax(1).tolist()
-        for case, label in zip(batch["keys"], found, strict=True):
-            if label > highest:
-                raise UserError(
-                    f"{case} has the label {label:g}, but the labels of dataset.json end at {highest}. Mend it and "
-                    "preprocess again; nnUNetv2_plan_and_preprocess --verify_dataset_integrity names all such cases."
-                )
+        lowest_and_highest = torch.stack(full_resolution(batch["target"]).flatten(1).aminmax(dim=1), 1).tolist()
+        for case, found in zip(batch["keys"], lowest_and_highest, strict=True):
+            for label in found:
+                if not 0 <= label <= highest:
+                    end = f"end at {highest}" if label > 0 else "begin at 0"
+                    raise UserError(
+                        f"{case} has the label {label:g}, but the labels of dataset.json {end}. Mend it and preprocess "
+                        "again; nnUNetv2_plan_and_preprocess --verify_dataset_integrity names all such cases."
+                    )
 
     def validation_step(self, batch: dict) -> dict:
         self.check_labels(batch)

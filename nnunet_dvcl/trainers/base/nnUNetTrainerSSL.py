@@ -16,6 +16,7 @@ from nnunet_dvcl.trainers.base.checkpoint import SSLState
 from nnunet_dvcl.trainers.base.config import TrainingConfig
 from nnunet_dvcl.trainers.base.logged_values import LoggedValues
 from nnunet_dvcl.trainers.base.nnUNetTrainerPlugin import nnUNetTrainerPlugin
+from nnunet_dvcl.trainers.base.seeds import derive_seed
 from nnunet_dvcl.trainers.base.step import Output, Reach, Step, Term, patches_of, to_device, to_host
 from nnunet_dvcl.trainers.base.unlabeled_stream import UnlabeledStream
 
@@ -125,6 +126,7 @@ class nnUNetTrainerSSL(UnlabeledStream, LoggedValues, nnUNetTrainerPlugin):
         super().initialize()
         self.labels = labels_of(self.label_manager)
         self.iteration = 0
+        self._seed_of_ranks = distributed.gather_objects(torch.initial_seed())[0]
         self.companions = nn.ModuleDict(self.build_companions()).to(self.device)
         self.memory = nn.ModuleDict(self.build_memory()).to(self.device)
         if self._do_i_compile():
@@ -152,6 +154,12 @@ class nnUNetTrainerSSL(UnlabeledStream, LoggedValues, nnUNetTrainerPlugin):
     def progress(self) -> float:
         """The share of all training iterations that is done."""
         return self.iteration / (self.num_epochs * self.num_iterations_per_epoch)
+
+    def shared_generator(self) -> torch.Generator | None:
+        """Random numbers of this step that are the same on all ranks; None on one rank: torch's own."""
+        if distributed.world_size() == 1:
+            return None
+        return torch.Generator(self.device).manual_seed(derive_seed(self._seed_of_ranks, step=self.iteration + 1))
 
     def train_step(self, batch: dict) -> dict[str, float]:
         """The supervised loss of each student, the method's terms, one update; returns what is logged."""
