@@ -62,7 +62,8 @@ class nnUNetTrainerCPS_HqCL(Features, nnUNetTrainerCPS):
 
     def build_memory(self) -> dict[str, nn.Module]:
         self.hqcl = HighQualityContrastiveLoss(self.config.num_negatives, self.config.temperature)
-        return {"bank": ClassBank(self.labels.num_classes, self.config.bank_capacity, self.config.feature_dim)}
+        bank = ClassBank(self.labels.num_classes, self.config.bank_capacity, self.config.feature_dim)
+        return super().build_memory() | {"bank": bank}
 
     def ssl_terms(self, step: Step) -> dict[str, Term]:
         terms = super().ssl_terms(step)
@@ -144,6 +145,5 @@ class nnUNetTrainerCPS_HqCL(Features, nnUNetTrainerCPS):
     def _why_no_contrast(self) -> str:
         """Empty where the contrast has begun."""
         start = self.config.contrastive_start
-        return (
-            f"ssl.contrastive_start = {start} of the training is not reached yet" if self.progress <= start > 0 else ""
-        )
+        waits = self.progress <= start > 0
+        return f"ssl.contrastive_start = {start} of the training is not reached yet" if waits else ""

@@ -19,7 +19,7 @@ class nnUNetTrainerSupervised(nnUNetTrainerPlugin):
         self.optimizer.zero_grad(set_to_none=True)
         with self.autocast():
             loss = self.loss(self.network(image), target)
-        finite = self.update_weights(loss)
-        output = to_host({"loss": loss.detach(), "skipped_steps": ~finite})
+        updated = self.update_weights(loss)
+        output = to_host({"loss": loss.detach(), "skipped_steps": ~updated})
         self.count_step(output["skipped_steps"], {"loss": output["loss"]})
         return output

@@ -168,9 +168,9 @@ class nnUNetTrainerSSL(UnlabeledStream, LoggedValues, nnUNetTrainerPlugin):
         terms, statistics = self._compute_terms(batch)
         self.loss_terms = tuple(terms)
         total = sum(term.weight * term.value for term in terms.values())
-        finite = self.update_weights(total)
+        updated = self.update_weights(total)
         values = {name: term.value.detach() for name, term in terms.items()} | {"total": total.detach()}
-        on_host = to_host(values | statistics | {"skipped_steps": ~finite})
+        on_host = to_host(values | statistics | {"skipped_steps": ~updated})
         if not on_host["skipped_steps"]:
             self.after_step()
         self.iteration += 1
