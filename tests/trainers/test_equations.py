@@ -177,7 +177,8 @@ def _contrasted(start, monkeypatch, **ssl):
     selected, given = _kept(monkeypatch, trainer, "_high_quality_contrast"), _kept(monkeypatch, trainer, "hqcl")
     trainer.ssl_terms(step)
     names = ("anchors", "anchor_mask", "centers", "center_mask", "negatives", "negative_mask")
-    return trainer, step, selected[0][0], dict(zip(names, given[0], strict=True))
+    *rows, _generator = given[0]
+    return trainer, step, selected[0][0], dict(zip(names, rows, strict=True))
 
 
 def _features_of(trainer, voxels, chosen: dict[str, list[int]]) -> Tensor:
