@@ -18,6 +18,20 @@ def naive_cps(a: torch.Tensor, b: torch.Tensor, valid: torch.Tensor) -> float:
     return total / count
 
 
+def naive_cps_of_regions(a: torch.Tensor, b: torch.Tensor, valid: torch.Tensor) -> float:
+    """BCE of nested regions, [[1, 2], [2]], against the label that the other network's regions paint."""
+    rows_a, rows_b = (x.movedim(1, -1).reshape(-1, 2).tolist() for x in (a, b))
+    total, count = 0.0, 0
+    for row_a, row_b, is_valid in zip(rows_a, rows_b, valid.reshape(-1).tolist(), strict=True):
+        if is_valid:
+            for student, teacher in ((row_a, row_b), (row_b, row_a)):
+                label = 2 if teacher[1] > 0 else 1 if teacher[0] > 0 else 0
+                for x, inside in zip(student, (label >= 1, label == 2), strict=True):
+                    total += math.log(1 + math.exp(-x if inside else x)) / 2
+            count += 1
+    return total / count
+
+
 def random_logits(space, classes=5, dtype=torch.float64):
     torch.manual_seed(1)
     a, b = (torch.randn(2, classes, *space, dtype=dtype).mul(3).requires_grad_() for _ in range(2))

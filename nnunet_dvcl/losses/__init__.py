@@ -1,13 +1,13 @@
-"""Losses: pure functions and small modules of rows (and, for CPS, of logits). They know no nnU-Net, device or epoch."""
+"""Losses: pure functions and small modules of rows (for pseudo-labels: of logits). No nnU-Net, device or epoch."""
 
 from nnunet_dvcl.losses.complementary_labels import complementary_label_contrast
-from nnunet_dvcl.losses.cross_pseudo_supervision import cross_pseudo_supervision
 from nnunet_dvcl.losses.distance_aware import DistanceAwareContrastiveLoss
 from nnunet_dvcl.losses.entropy import voxel_entropy
 from nnunet_dvcl.losses.high_quality import HighQualityContrastiveLoss
 from nnunet_dvcl.losses.info_nce import info_nce
 from nnunet_dvcl.losses.neighborhoods import Neighborhoods, find_neighborhoods
 from nnunet_dvcl.losses.nn_clr import nn_clr
+from nnunet_dvcl.losses.pseudo_label_cross_entropy import pseudo_label_cross_entropy
 from nnunet_dvcl.losses.rampup import gaussian_rampup
 from nnunet_dvcl.losses.sim_clr import sim_clr
 from nnunet_dvcl.losses.sn_clr import positiveness, sn_clr
@@ -18,12 +18,12 @@ __all__ = [
     "HighQualityContrastiveLoss",
     "Neighborhoods",
     "complementary_label_contrast",
-    "cross_pseudo_supervision",
     "find_neighborhoods",
     "gaussian_rampup",
     "info_nce",
     "nn_clr",
     "positiveness",
+    "pseudo_label_cross_entropy",
     "sim_clr",
     "sn_clr",
     "soft_neighbor_likelihood",

@@ -21,6 +21,12 @@ from nnunet_dvcl.trainers.nnUNetTrainerDVCL_losses import (
     nnUNetTrainerDVCL_SNCLR,
 )
 from nnunet_dvcl.trainers.nnUNetTrainerDVCL_Paper import nnUNetTrainerCPS_Paper, nnUNetTrainerDVCL_Paper
+from nnunet_dvcl.trainers.nnUNetTrainerDVCL_SameView import (
+    nnUNetTrainerCPS_HqCL_SameView,
+    nnUNetTrainerCPS_SameView,
+    nnUNetTrainerDVCL_SameView,
+)
+from nnunet_dvcl.trainers.nnUNetTrainerMT_WeakStrong import nnUNetTrainerMT_WeakStrong
 from nnunet_dvcl.trainers.nnUNetTrainerSupervised import nnUNetTrainerSupervised
 
 __all__ = sorted(

@@ -2,34 +2,69 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import ClassVar
 
-from nnunet_dvcl.losses import cross_pseudo_supervision
-from nnunet_dvcl.trainers.base import Panel, Reach, Step, Term, Twins, TwinsConfig, nnUNetTrainerSSL
+from pydantic import model_validator
+from torch import Tensor
+
+from nnunet_dvcl.errors import UserError
+from nnunet_dvcl.trainers.base import (
+    Output,
+    Panel,
+    PseudoLabels,
+    PseudoLabelsConfig,
+    Reach,
+    Step,
+    Term,
+    Twins,
+    TwinsConfig,
+    nnUNetTrainerSSL,
+)
 
 
-class CPSConfig(TwinsConfig):
+class CPSConfig(PseudoLabelsConfig, TwinsConfig):
     """CPS has no values beside those of its parts."""
 
+    @property
+    def labels_are_outputs(self) -> bool:
+        """Whether both networks see one image as it is: then what one says in its only run is the other's label."""
+        return self.views == "same" and self.cutmix_probability == 0
 
-class nnUNetTrainerCPS(Twins, nnUNetTrainerSSL):
-    """Two networks of one plan, each supervised by the labels and by the other's pseudo-labels: DVCL, Eq. 1-3."""
+    @model_validator(mode="after")
+    def _check_views(self) -> CPSConfig:
+        if self.independent_intensities and not self.labels_are_outputs:
+            raise UserError(
+                "ssl.independent_intensities is true, expected false with weak and strong views or CutMix, which both "
+                'networks share. To use it, set ssl.views="same" and ssl.cutmix_probability=0, or train a _SameView '
+                "trainer."
+            )
+        return self
+
+
+class nnUNetTrainerCPS(PseudoLabels, Twins, nnUNetTrainerSSL):
+    """Two networks of one plan, each supervised by the labels and by the other's pseudo-labels: DVCL, Eq. 1-3.
+
+    The paper makes a pseudo-label on the view that it is learned on: `nnUNetTrainerCPS_SameView`.
+    """
 
     config_class: ClassVar[type[CPSConfig]] = CPSConfig
     config: CPSConfig
     reaches = {"cps": Reach.of("A B", "unlabeled")}
     panels = (Panel("share of unlabeled voxels", "share", ("agreement",)),)
 
+    def teachers(self) -> dict[str, Callable[[Tensor], Output]]:
+        students = self.students()
+        return {} if self.config.labels_are_outputs else {"A": students["B"], "B": students["A"]}
+
     def ssl_terms(self, step: Step) -> dict[str, Term]:
-        config, unlabeled = self.config, step.unlabeled
-        a, b = (step.unlabeled_patches(logits) for logits in step.logits.values())
-        agree = step.unlabeled_patches(step.predicted("A") == step.predicted("B"))
-        rampup = step.rampup(config.rampup_fraction)
-        step.record(rampup=rampup, agreement=(agree & unlabeled).sum() / step.num_unlabeled)
-        value = cross_pseudo_supervision(a, b, unlabeled, step.num_unlabeled, self.labels.has_regions)
-        return {"cps": Term.scaled(value, config.consistency_weight, rampup)}
+        a, b = (step.unlabeled_patches(step.predicted(name)) for name in self.student_names)
+        if self.config.labels_are_outputs:
+            step.pseudo_labels.update(A=b, B=a)
+        step.record(agreement=((a == b) & step.unlabeled).sum() / step.num_unlabeled)
+        return {"cps": self.pseudo_label_term(step)}
 
     def why_zero(self, term: str) -> str:
         if term == "cps":
-            return "every unlabeled patch was padding, or both networks are certain of the same class everywhere"
+            return self.why_no_pseudo_labels()
         return super().why_zero(term)

@@ -16,8 +16,9 @@ from nnunet_dvcl.data import with_own_random_numbers
 from nnunet_dvcl.options import Count, Positive
 from nnunet_dvcl.trainers.base import Preset, TrainingConfig, nnUNetTrainerPlugin
 from nnunet_dvcl.trainers.base.step import SUPERVISED_SCALE
-from nnunet_dvcl.trainers.nnUNetTrainerCPS import CPSConfig, nnUNetTrainerCPS
-from nnunet_dvcl.trainers.nnUNetTrainerDVCL import DVCLConfig, nnUNetTrainerDVCL
+from nnunet_dvcl.trainers.nnUNetTrainerCPS import nnUNetTrainerCPS
+from nnunet_dvcl.trainers.nnUNetTrainerDVCL import nnUNetTrainerDVCL
+from nnunet_dvcl.trainers.nnUNetTrainerDVCL_SameView import CPSSameViewConfig, DVCLSameViewConfig
 
 # the network and the patches of the paper's protocol; docs/explanation/paper-protocol.md says what is known of it
 PRESET = Preset(
@@ -42,11 +43,11 @@ class PaperSchedule(TrainingConfig):
     num_epochs: Count = 80  # of 250 iterations: 20,000. Paper
 
 
-class PaperCPSConfig(PaperSchedule, CPSConfig):
+class PaperCPSConfig(PaperSchedule, CPSSameViewConfig):
     """CPS in the paper's protocol."""
 
 
-class PaperDVCLConfig(PaperSchedule, DVCLConfig):
+class PaperDVCLConfig(PaperSchedule, DVCLSameViewConfig):
     """DVCL in the paper's protocol."""
 
 

@@ -2,19 +2,26 @@
 
 import torch
 
-from nnunet_dvcl.networks import full_resolution, ready_to_gather
+from nnunet_dvcl.networks import ready_to_gather
 from nnunet_dvcl.trainers.base.step import Step
 
 
-def noise_step(trainer, progress: float = 0.5) -> Step:
-    """Two labeled and two unlabeled patches; the first four rows of the unlabeled ones are padding."""
+def noise_step(trainer, progress: float = 0.5, ignored_rows: int = 0) -> Step:
+    """Two labeled and two unlabeled patches; the first four rows of the unlabeled ones are padding.
+
+    The first `ignored_rows` of the labeled ones have the ignore label.
+    """
     torch.manual_seed(0)
     space = trainer.configuration_manager.patch_size
-    image = torch.randn(4, 1, *space)
-    outputs = {name: ready_to_gather(full_resolution(network(image))) for name, network in trainer.students().items()}
+    channels = next(trainer.dataloader_unlabeled)["data"].shape[1]
     valid = torch.ones(2, *space, dtype=torch.bool)
     valid[:, :4] = False
     target = torch.randint(0, 3, (2, *space))
-    step = Step(image, target, valid, progress, trainer.labels, outputs=outputs)
+    target[:, :, :ignored_rows] = -1
+    step = Step(torch.randn(4, channels, *space), target, valid, progress, trainer.labels)
+    step.ignored_as_unlabeled = ignored_rows > 0 and trainer.config.ignored_as_unlabeled
+    step.views = trainer.views(step)
+    for name, network in trainer.students().items():
+        step.outputs[name] = ready_to_gather(network(step.views[name]))
     trainer.after_forward(step)
     return step

@@ -29,11 +29,11 @@ from torch import Tensor
 from nnunet_dvcl.losses import (
     DistanceAwareContrastiveLoss,
     HighQualityContrastiveLoss,
-    cross_pseudo_supervision,
     find_neighborhoods,
+    pseudo_label_cross_entropy,
     voxel_entropy,
 )
-from nnunet_dvcl.trainers import nnUNetTrainerCPS, nnUNetTrainerCPS_HqCL, nnUNetTrainerDVCL
+from nnunet_dvcl.trainers import nnUNetTrainerCPS_HqCL, nnUNetTrainerCPS_SameView, nnUNetTrainerDVCL_SameView
 from nnunet_dvcl.trainers import nnUNetTrainerDVCL_noNPS_noQDS as nnUNetTrainerLikelihood
 from nnunet_dvcl.voxels.entropy_split import split_by_entropy
 
@@ -80,7 +80,7 @@ def _assert_same_rows(given: Tensor, expected: Tensor) -> None:
 
 def test_equation_01_supervised_loss(build_trainer, monkeypatch):
     """nnU-Net's loss is Dice + CE, and its Dice loss is the paper's minus 1: twice the paper's L_sup, minus 2."""
-    trainer = build_trainer(nnUNetTrainerCPS)
+    trainer = build_trainer(nnUNetTrainerCPS_SameView)
     trainer.enable_deep_supervision = False
     trainer.on_train_start()
     trainer.on_train_epoch_start()
@@ -105,11 +105,12 @@ def test_equation_01_supervised_loss(build_trainer, monkeypatch):
 @pytest.mark.parametrize("space", [(4, 3), (2, 3, 4)])
 def test_equation_02_cross_pseudo_supervision(space):
     a, b, valid = random_logits(space)
-    assert cross_pseudo_supervision(a, b, valid).item() == pytest.approx(naive_cps(a, b, valid), rel=1e-12)
+    halves = (pseudo_label_cross_entropy(*pair, valid) for pair in ((a, b.argmax(1)), (b, a.argmax(1))))
+    assert sum(halves).item() == pytest.approx(naive_cps(a, b, valid), rel=1e-12)
 
 
 def test_equation_02_on_the_unlabeled_patches_of_a_step(start):
-    trainer = start(nnUNetTrainerCPS, "2d_tiny")
+    trainer = start(nnUNetTrainerCPS_SameView, "2d_tiny")
     step = noise_step(trainer)
     a, b = (logits.double()[2:] for logits in step.logits.values())
     assert trainer.ssl_terms(step)["cps"].value.item() == pytest.approx(naive_cps(a, b, step.valid), rel=1e-5)
@@ -117,7 +118,7 @@ def test_equation_02_on_the_unlabeled_patches_of_a_step(start):
 
 def test_equation_03_total(start):
     """λ_u = λ_c = 0.1, β = 0.3; twice the paper's total, as the supervised loss is twice the paper's."""
-    trainer = start(nnUNetTrainerDVCL)
+    trainer = start(nnUNetTrainerDVCL_SameView)
     output = trainer.train_step(next(trainer.dataloader_train))
     supervised = (output["supervised_A"] + output["supervised_B"]) / 2
     rampup = math.exp(-5 * (1 - 0) ** 2)
@@ -137,7 +138,7 @@ def test_equation_04_entropy(space):
 
 def test_equation_05_reliable_and_unreliable_masks(start):
     """Each network has its own; padding is in neither."""
-    trainer = start(nnUNetTrainerDVCL, "2d_tiny")
+    trainer = start(nnUNetTrainerDVCL_SameView, "2d_tiny")
     step = noise_step(trainer)
     masks = []
     for name in "AB":
@@ -159,7 +160,7 @@ def test_equation_06_threshold(start, alpha):
     *_, threshold = split_by_entropy(entropy, alpha, valid)
     assert float(threshold) == pytest.approx(naive_split(entropy.flatten().tolist(), valid.flatten(), alpha)[2])
 
-    trainer = start(nnUNetTrainerDVCL, "2d_tiny")
+    trainer = start(nnUNetTrainerDVCL_SameView, "2d_tiny")
     step = noise_step(trainer)
     for name in "AB":
         trainer._select(step, name)
@@ -243,7 +244,7 @@ def test_equation_10_info_nce_of_anchors(temperature):
 
 
 def test_equation_10_has_the_papers_numbers(start):
-    trainer = start(nnUNetTrainerDVCL)
+    trainer = start(nnUNetTrainerDVCL_SameView)
     defaults = trainer.config_class()
     assert (defaults.num_anchors, defaults.num_negatives, defaults.temperature) == (256, 50, 1.0)
 
@@ -290,7 +291,7 @@ def test_equation_12_neighbors_and_outsiders(k, k_out):
 
 def test_equation_12_candidates_are_a_queue(start, monkeypatch):
     """First in, first out, over the steps; the queries of a step are among them."""
-    trainer = start(nnUNetTrainerDVCL, "2d_tiny", num_queries=16, queue_capacity=80)
+    trainer = start(nnUNetTrainerDVCL_SameView, "2d_tiny", num_queries=16, queue_capacity=80)
     scored, stored = _kept(monkeypatch, trainer, "score"), deque(maxlen=80)
     for _ in range(4):
         trainer.ssl_terms(noise_step(trainer))

@@ -5,12 +5,12 @@ from functools import partial
 
 import pytest
 import torch
-from naive_pseudo_labels import naive_cps, naive_entropy, naive_split
+from naive_pseudo_labels import naive_cps, naive_cps_of_regions, naive_entropy, naive_split
 from noise import noise_step
 
-from nnunet_dvcl.losses import complementary_label_contrast, cross_pseudo_supervision
+from nnunet_dvcl.losses import complementary_label_contrast
 from nnunet_dvcl.networks import run_with_features
-from nnunet_dvcl.trainers import nnUNetTrainerCL_VCL, nnUNetTrainerCPS, nnUNetTrainerDVCL
+from nnunet_dvcl.trainers import nnUNetTrainerCL_VCL, nnUNetTrainerCPS, nnUNetTrainerCPS_SameView, nnUNetTrainerDVCL
 from nnunet_dvcl.voxels.gathering import gather_rows
 
 MODES = ["labels", "ignore", "regions", "regions + ignore"]
@@ -60,10 +60,7 @@ def test_a_step_has_nnunets_labels(start, label_mode, ignored_as_unlabeled):
 
 
 def _half_ignored(trainer):
-    step = noise_step(trainer)
-    step.target[:, :, :8] = -1
-    step.ignored_as_unlabeled = trainer.config.ignored_as_unlabeled
-    return step
+    return noise_step(trainer, ignored_rows=8)
 
 
 def _entropy(row: list[float], label_mode: str) -> float:
@@ -108,11 +105,11 @@ def test_the_roles_of_ignored_voxels(start, label_mode, ignored_as_unlabeled):
 @pytest.mark.parametrize("ignored_as_unlabeled", [True, False])
 @pytest.mark.parametrize(
     ("label_mode", "loss"),
-    [("ignore", naive_cps), ("regions + ignore", partial(cross_pseudo_supervision, regions=True))],
+    [("ignore", naive_cps), ("regions + ignore", naive_cps_of_regions)],
 )
 def test_pseudo_labels_of_ignored_voxels(start, label_mode, loss, ignored_as_unlabeled):
     """Eq. 2 and the share of agreement, over the unlabeled voxels and the ignored ones."""
-    trainer = start(nnUNetTrainerCPS, "2d_tiny", ignored_as_unlabeled=ignored_as_unlabeled)
+    trainer = start(nnUNetTrainerCPS_SameView, "2d_tiny", ignored_as_unlabeled=ignored_as_unlabeled)
     step = _half_ignored(trainer)
     unlabeled = torch.cat((step.target == -1, step.valid))
     unlabeled[:2] &= ignored_as_unlabeled

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from nnunet_dvcl.tools.footprint import peak_bytes
-from nnunet_dvcl.trainers import nnUNetTrainerCPS, nnUNetTrainerDVCL
+from nnunet_dvcl.trainers import nnUNetTrainerCPS, nnUNetTrainerCPS_SameView, nnUNetTrainerDVCL
 
 
 def _parameters(module) -> torch.Tensor:
@@ -47,7 +47,7 @@ def test_both_networks_are_optimized_and_clipped_alone(start):
 
 def test_the_total_is_supervised_plus_twice_the_weighted_consistency(start):
     """Eq. 1-3 with nnU-Net's Dice + CE, twice the paper's supervised loss."""
-    trainer = start(nnUNetTrainerCPS, num_epochs=4, num_iterations_per_epoch=2, consistency_weight=0.1)
+    trainer = start(nnUNetTrainerCPS_SameView, num_epochs=4, num_iterations_per_epoch=2, consistency_weight=0.1)
     for iteration in range(3):
         output = trainer.train_step(next(trainer.dataloader_train))
         ramp = math.exp(-5 * (1 - iteration / 8) ** 2)
@@ -60,7 +60,7 @@ def test_the_supervised_gradient_is_nnunets_own(start):
     """With the other terms off, network A is trained as nnU-Net would train it."""
     from nnunet_dvcl.trainers import nnUNetTrainerSupervised
 
-    ours = start(nnUNetTrainerCPS, consistency_weight=0.0)
+    ours = start(nnUNetTrainerCPS_SameView, consistency_weight=0.0)
     stock = start(nnUNetTrainerSupervised)
     stock.network.load_state_dict(ours.network.state_dict())
     batch = next(ours.dataloader_train)
@@ -70,7 +70,7 @@ def test_the_supervised_gradient_is_nnunets_own(start):
 
 
 def test_padding_only_gives_zero_and_a_reason(start, capsys):
-    trainer = start(nnUNetTrainerCPS)
+    trainer = start(nnUNetTrainerCPS_SameView)
     unlabeled = next(trainer.dataloader_unlabeled)
     unlabeled["target"][:] = -1
     trainer.dataloader_unlabeled = iter([unlabeled] * 2)
@@ -82,7 +82,7 @@ def test_padding_only_gives_zero_and_a_reason(start, capsys):
 
 @pytest.mark.parametrize("independent", [False, True])
 def test_what_each_network_sees(start, independent):
-    trainer = start(nnUNetTrainerCPS, "2d_tiny", independent_intensities=independent)
+    trainer = start(nnUNetTrainerCPS_SameView, "2d_tiny", independent_intensities=independent)
     seen = {}
     for name, network in trainer.students().items():
         network.register_forward_pre_hook(lambda _, inputs, name=name: seen.update({name: inputs[0]}))

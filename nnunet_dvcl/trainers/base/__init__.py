@@ -8,6 +8,7 @@ from nnunet_dvcl.trainers.base.nnUNetTrainerPlugin import nnUNetTrainerPlugin
 from nnunet_dvcl.trainers.base.nnUNetTrainerSSL import SSLConfig, nnUNetTrainerSSL
 from nnunet_dvcl.trainers.base.panels import Panel
 from nnunet_dvcl.trainers.base.preset import Preset
+from nnunet_dvcl.trainers.base.pseudo_labels import PseudoLabels, PseudoLabelsConfig
 from nnunet_dvcl.trainers.base.step import Output, Reach, Step, Term
 from nnunet_dvcl.trainers.base.twins import Twins, TwinsConfig
 
@@ -21,6 +22,8 @@ __all__ = [
     "Output",
     "Panel",
     "Preset",
+    "PseudoLabels",
+    "PseudoLabelsConfig",
     "Reach",
     "SSLConfig",
     "Step",

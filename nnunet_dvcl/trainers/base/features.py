@@ -44,6 +44,12 @@ class Features:
         """F, the channels of the feature map; to be overridden where `feature_layer` names another layer."""
         return last_segmentation_layer(network).in_channels
 
+    def views(self, step: Step) -> dict[str, Tensor]:
+        views = super().views(step)
+        for tap in self.taps.values():
+            tap.drop()  # where a student gave pseudo-labels before
+        return views
+
     def after_forward(self, step: Step) -> None:
         super().after_forward(step)
         step.features.update((name, tap.pop()) for name, tap in self.taps.items())

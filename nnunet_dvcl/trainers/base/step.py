@@ -62,6 +62,7 @@ class Step:
     views: dict[str, Tensor] = field(default_factory=dict)  # what each student, or a teacher, sees of the images
     outputs: dict[str, Output] = field(default_factory=dict)  # student -> output for its view
     features: dict[str, Tensor] = field(default_factory=dict)  # student -> feature map, [B_l + B_u, F, *S]
+    pseudo_labels: dict[str, Tensor] = field(default_factory=dict)  # student -> [B', *S], of its `unlabeled_patches`
     kept: dict[str, Tensor] = field(default_factory=dict)  # what a method needs of an earlier hook in a later one
     statistics: dict[str, Tensor | float] = field(default_factory=dict)
     _predicted: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
@@ -113,8 +114,8 @@ class Step:
         return values.masked_fill(~self.unlabeled, 0.0).sum() / count
 
     def rampup(self, fraction: float, start: float = 0.0) -> float:
-        """w(t) of a weight that rises over a share of training, after another share that is `start`; 0: no ramp."""
-        return gaussian_rampup(max(self.progress - start, 0.0), fraction)
+        """w(t) of a weight that is 0 for a share of training, `start`, and then rises over another; 0: at once."""
+        return gaussian_rampup(self.progress - start, fraction) if self.progress >= start else 0.0
 
     def record(self, **statistics: Tensor | float) -> None:
         """Scalars to be averaged over the epoch and logged as ``ssl/<name>``; nan: nothing to tell in this step."""

@@ -1,0 +1,41 @@
+"""One network and its averaged teacher, with weak and strong views: half the cost of twins."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import ClassVar
+
+from torch import Tensor
+
+from nnunet_dvcl.trainers.base import (
+    EMATeacher,
+    EMATeacherConfig,
+    Output,
+    PseudoLabels,
+    PseudoLabelsConfig,
+    Reach,
+    Step,
+    Term,
+    nnUNetTrainerSSL,
+)
+
+
+class MTWeakStrongConfig(PseudoLabelsConfig, EMATeacherConfig):
+    """It has no values beside those of its parts."""
+
+
+class nnUNetTrainerMT_WeakStrong(PseudoLabels, EMATeacher, nnUNetTrainerSSL):
+    """A student learns what its averaged weights (Tarvainen & Valpola, NeurIPS 2017) say of a weak view."""
+
+    config_class: ClassVar[type[MTWeakStrongConfig]] = MTWeakStrongConfig
+    config: MTWeakStrongConfig
+    reaches = {"pseudo_labels": Reach.of("A", "unlabeled")}
+
+    def teachers(self) -> dict[str, Callable[[Tensor], Output]]:
+        return {"A": self.teach}
+
+    def ssl_terms(self, step: Step) -> dict[str, Term]:
+        return {"pseudo_labels": self.pseudo_label_term(step)}
+
+    def why_zero(self, term: str) -> str:
+        return self.why_no_pseudo_labels() if term == "pseudo_labels" else super().why_zero(term)
