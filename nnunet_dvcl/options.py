@@ -120,6 +120,17 @@ class Options(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        # pydantic takes every inherited field from the first base, even where a later one has overridden it
+        owners = {
+            key: next(c for c in cls.__mro__ if key in vars(c).get("__annotations__", {})) for key in cls.model_fields
+        }
+        fields = {key: owner.model_fields[key] for key, owner in owners.items()}
+        if any(cls.model_fields[key].default != field.default for key, field in fields.items()):
+            cls.__pydantic_fields__.update(fields)
+            cls.model_rebuild(force=True)
+
     @model_validator(mode="before")
     @classmethod
     def _check_keys(cls, values: Any) -> Any:

@@ -208,7 +208,7 @@ def first_stage(given: dict) -> dict[str, list[str]]:
     return {"predicted": predicted, "there": sorted(file.stem for file in folder.glob("*.b2nd"))}
 
 
-def too_small_a_batch(given: dict) -> str:
+def refused(given: dict) -> str:
     trainer = build(**given)
     try:
         trainer.initialize()

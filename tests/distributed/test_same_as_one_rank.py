@@ -9,7 +9,18 @@ from torch import Tensor
 
 PADDED = tuple(f"{name}, rank 1 has padding alone" for name in ("DVCL", "DVCL_SimCLR", "CL_VCL"))
 IGNORE = ("ignore", "rank 1 has no voxel")
-JOBS = (*METHODS, "AllParts", *PADDED, "Supervised", "two steps", "compiled", "sequential", "regions", *IGNORE)
+JOBS = (
+    *METHODS,
+    "weak and strong",
+    "AllParts",
+    *PADDED,
+    "Supervised",
+    "two steps",
+    "compiled",
+    "sequential",
+    "regions",
+    *IGNORE,
+)
 AFTER_A_STEP = ("AllParts", "two steps", "compiled", "rank 1 has no voxel")
 every_job = pytest.mark.parametrize("job", JOBS)
 # Which candidates are the K nearest and farthest is a matter of rounding where two are almost equally far: these

@@ -8,7 +8,7 @@ from unittest import mock
 import pytest
 import ranks
 import torch
-from jobs import given
+from jobs import UNEVEN, given
 from small_values import SMALL
 
 from nnunet_dvcl import distributed
@@ -90,7 +90,7 @@ def test_resumed_ranks_draw_differently(trained):
 
 def test_one_gpu_goes_on_from_a_checkpoint_of_two(results, fold, tiny_dataset, trained):
     with mock.patch.dict(os.environ, {"nnUNet_results": str(results.folder)}):
-        trainer = ranks.build(**given(tiny_dataset, "DVCL", **SMALL, unlabeled_batch_size=3))
+        trainer = ranks.build(**given(tiny_dataset, "DVCL", **SMALL | UNEVEN))
         trainer.load_checkpoint(str(fold / "checkpoint_final.pth"))
     state = ranks.state(trainer)
     assert all(_equal(state[part], trained[0][part]) for part in ("weights", "memory", "optimizer"))
@@ -99,6 +99,7 @@ def test_one_gpu_goes_on_from_a_checkpoint_of_two(results, fold, tiny_dataset, t
 def test_a_batch_for_fewer_ranks_is_refused_with_its_sizes(results):
     for rank in results.two:
         assert rank["too small"].startswith("A step has 2 labeled and 1 unlabeled patches, too few for 2 GPUs")
+        assert rank["uneven"].startswith("A step has 3 unlabeled patches, expected a multiple of 2, the number of GPUs")
 
 
 def test_a_gpu_is_that_of_the_process_and_not_that_of_the_global_rank(monkeypatch):

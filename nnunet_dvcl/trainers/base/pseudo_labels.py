@@ -8,7 +8,9 @@ from copy import copy
 import torch
 from torch import Tensor, nn
 
+from nnunet_dvcl import distributed
 from nnunet_dvcl.data import WEAK_STRONG, make_views
+from nnunet_dvcl.errors import UserError
 from nnunet_dvcl.labels import UNKNOWN, labels_of
 from nnunet_dvcl.losses import pseudo_label_cross_entropy
 from nnunet_dvcl.networks import full_resolution
@@ -86,6 +88,17 @@ class PseudoLabels:
         self._labels_and_unknown = labels_of(self.label_manager)
         self._loss_of_known: nn.Module = self._build_loss()
         self.label_manager = labels
+
+    def _set_batch_size_and_oversample(self) -> None:
+        super()._set_batch_size_and_oversample()
+        number = self.config.unlabeled_batch_size or self.configuration_manager.batch_size
+        of_the_batch = self.config.pseudo_label_loss == "nnunet" and self.configuration_manager.batch_dice
+        if of_the_batch and number % distributed.world_size():
+            raise UserError(
+                f"A step has {number} unlabeled patches, expected a multiple of {distributed.world_size()}, the number "
+                "of GPUs: nnU-Net's Dice of a whole batch needs as many on each. Change ssl.unlabeled_batch_size, or "
+                'set ssl.pseudo_label_loss="ce", with nnunet_dvcl configure.'
+            )
 
     def pseudo_label_term(self, step: Step) -> Term:
         """λ_u·w(t) and the loss of all students on the pseudo-labels of their teachers."""

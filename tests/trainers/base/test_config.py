@@ -9,6 +9,7 @@ from nnunet_dvcl.trainers.base import SSLConfig, TrainingConfig
 from nnunet_dvcl.trainers.base.config import check_ssl, known_options
 from nnunet_dvcl.trainers.nnUNetTrainerCPS import CPSConfig
 from nnunet_dvcl.trainers.nnUNetTrainerDVCL import DVCLConfig
+from nnunet_dvcl.trainers.nnUNetTrainerDVCL_SameView import CPSSameViewConfig, DVCLSameViewConfig
 
 TRAINING = {
     "optimizer": "sgd",
@@ -26,7 +27,23 @@ SSL = TRAINING | {
     "ignored_as_unlabeled": True,
     "sequential_twins": False,
 }
-CPS = SSL | {"independent_intensities": False}
+PAPER = {
+    "views": "same",
+    "cutmix_probability": 0.0,
+    "pseudo_label_loss": "ce",
+    "consistency_weight": 0.1,
+    "consistency_start": 0.0,
+    "rampup_fraction": 1.0,
+}
+WEAK_STRONG = {
+    "views": "weak_strong",
+    "cutmix_probability": 0.5,
+    "pseudo_label_loss": "nnunet",
+    "consistency_weight": 1.0,
+    "consistency_start": 0.05,
+    "rampup_fraction": 0.15,
+}
+CPS = SSL | {"independent_intensities": False} | WEAK_STRONG
 DVCL = CPS | {
     "contrastive_weight": 0.1,
     "distance_weight": 0.3,
@@ -52,7 +69,10 @@ WHOLE = [
     "unlabeled_batch_size",
 ]
 REAL = sorted(key for key, value in DVCL.items() if type(value) is float)
-SHARES = ["rampup_fraction", "contrastive_start", "contrastive_rampup_fraction", "ordinary_affinity"]
+SHARES = [
+    *("rampup_fraction", "consistency_start", "cutmix_probability"),
+    *("contrastive_start", "contrastive_rampup_fraction", "ordinary_affinity"),
+]
 WEIGHTS = ["consistency_weight", "contrastive_weight", "distance_weight"]
 
 
@@ -61,9 +81,17 @@ def from_ssl(ssl, config: type[TrainingConfig] = DVCLConfig) -> TrainingConfig:
 
 
 @pytest.mark.parametrize(
-    ("config", "defaults"), [(TrainingConfig, TRAINING), (SSLConfig, SSL), (CPSConfig, CPS), (DVCLConfig, DVCL)]
+    ("config", "defaults"),
+    [
+        (TrainingConfig, TRAINING),
+        (SSLConfig, SSL),
+        (CPSConfig, CPS),
+        (DVCLConfig, DVCL),
+        (CPSSameViewConfig, CPS | PAPER),
+        (DVCLSameViewConfig, DVCL | PAPER),
+    ],
 )
-def test_the_defaults_are_nnunets_and_the_papers(config, defaults):
+def test_the_defaults_are_nnunets_ours_and_the_papers(config, defaults):
     assert config().model_dump() == config.from_plans({"batch_size": 2}).model_dump() == defaults
     assert {key: type(value) for key, value in config().model_dump().items()} == {
         k: type(v) for k, v in defaults.items()
@@ -75,12 +103,21 @@ def test_every_key_can_be_overridden():
     other |= {
         "optimizer": "adamw",
         "queue_capacity": 200,
+        "views": "same",
+        "cutmix_probability": 0.0,
+        "pseudo_label_loss": "ce",
         "independent_intensities": True,
         "sequential_twins": True,
         "unlabeled_folder": False,
         "ignored_as_unlabeled": False,
     }
     assert from_ssl(other).model_dump() == other
+
+
+@pytest.mark.parametrize("ssl", [{}, {"views": "same"}, {"views": "weak_strong", "cutmix_probability": 0.0}])
+def test_intensities_of_their_own_are_for_one_view(ssl):
+    with pytest.raises(UserError, match=r"To use it, set ssl\.views=\"same\" and ssl\.cutmix_probability=0"):
+        from_ssl(ssl | {"independent_intensities": True})
 
 
 def test_a_config_is_frozen():
@@ -138,7 +175,8 @@ def test_whole_numbers_from_0(key, value):
 )
 @pytest.mark.parametrize("value", [0, 1, 2.0, "true", None, [True], {}])
 def test_true_or_false(key, value):
-    assert [getattr(from_ssl({key: flag}), key) for flag in (True, False)] == [True, False]
+    one_view = {"views": "same", "cutmix_probability": 0}
+    assert [getattr(from_ssl(one_view | {key: flag}), key) for flag in (True, False)] == [True, False]
     with pytest.raises(UserError) as error:
         from_ssl({key: value})
     assert f"ssl.{key} is {value!r}, expected true or false" in str(error.value)
@@ -163,6 +201,8 @@ def test_a_whole_number_is_a_number():
         *((key, -0.01, "a number of at least 0") for key in WEIGHTS),
         *((key, value, "a number above 0") for key in ("initial_lr", "temperature") for value in (0, -1.0)),
         *(("optimizer", value, 'one of "sgd", "adamw"') for value in ("SGD", "adam", 1, ["sgd"])),
+        ("views", "weak", 'one of "same", "weak_strong"'),
+        ("pseudo_label_loss", "dice", 'one of "ce", "nnunet"'),
         *(("seed", value, "a whole number of at least 0 or null") for value in (-1, 0.5, False, "0")),
     ],
 )
