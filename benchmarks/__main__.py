@@ -24,6 +24,7 @@ def benchmarks_of(size: Size, device: torch.device, repeats: int | None) -> dict
     return {
         "dvcl": lambda: steps.dvcl_over_cps(size, device, few),
         "cps": lambda: steps.cps_over_twice_nnunet(size, device, few),
+        "weak-strong": lambda: steps.weak_strong_over_same_view(size, device, few),
         "sequential": lambda: steps.sequential_over_joint(size, device, few),
         "dense-head": lambda: steps.contrast_over_dense_head(size, device, few),
         "selection": lambda: parts.selection_over_argmax(size, device, many),

@@ -9,15 +9,15 @@ from torch import Tensor
 from benchmarks.compare import Comparison, compare
 from benchmarks.sizes import Size
 from benchmarks.synthetic import empty_folders, labeled_batch, start_trainer, with_full_queue
-from nnunet_dvcl.trainers import nnUNetTrainerCPS, nnUNetTrainerDVCL
+from nnunet_dvcl.trainers import nnUNetTrainerCPS, nnUNetTrainerCPS_SameView, nnUNetTrainerDVCL_SameView
 from nnunet_dvcl.trainers.base.step import Step
 
 
 def dvcl_over_cps(size: Size, device: torch.device, repeats: int) -> Comparison:
     """1. What HqCL and DVCL add to a step of the twin networks."""
     with empty_folders():
-        dvcl = with_full_queue(start_trainer(nnUNetTrainerDVCL, size, device))
-        cps = start_trainer(nnUNetTrainerCPS, size, device)
+        dvcl = with_full_queue(start_trainer(nnUNetTrainerDVCL_SameView, size, device))
+        cps = start_trainer(nnUNetTrainerCPS_SameView, size, device)
         batch = labeled_batch(size, size.batch_size, _scales(dvcl))
         return compare(
             "step of DVCL / step of CPS",
@@ -33,7 +33,7 @@ def dvcl_over_cps(size: Size, device: torch.device, repeats: int) -> Comparison:
 def cps_over_twice_nnunet(size: Size, device: torch.device, repeats: int) -> Comparison:
     """2. Whether the twin networks do any work twice."""
     with empty_folders():
-        cps = start_trainer(nnUNetTrainerCPS, size, device)
+        cps = start_trainer(nnUNetTrainerCPS_SameView, size, device)
         both = 2 * size.batch_size
         stock = start_trainer(nnUNetTrainer, size, device, batch_size=both)
         labeled = labeled_batch(size, size.batch_size, _scales(cps))
@@ -54,11 +54,29 @@ def cps_over_twice_nnunet(size: Size, device: torch.device, repeats: int) -> Com
         )
 
 
+def weak_strong_over_same_view(size: Size, device: torch.device, repeats: int) -> Comparison:
+    """What pseudo-labels of a weak view cost: two runs without gradient, mixing, nnU-Net's loss on each level."""
+    with empty_folders():
+        weak_strong = start_trainer(nnUNetTrainerCPS, size, device)
+        same = start_trainer(nnUNetTrainerCPS_SameView, size, device)
+        scales = _scales(same)
+        two, one = (labeled_batch(size, size.batch_size, scales, views) for views in (2, 1))
+        return compare(
+            "step of CPS with weak and strong views / in one view",
+            ("weak and strong", lambda: weak_strong.train_step(two)),
+            ("same view", lambda: same.train_step(one)),
+            target=1.30,
+            repeats=repeats,
+            device=device,
+            size=size.name,
+        )
+
+
 def sequential_over_joint(size: Size, device: torch.device, repeats: int) -> Comparison:
     """Time and memory of ``ssl.sequential_twins``; the memory target is 0.6."""
     with empty_folders():
-        joint = with_full_queue(start_trainer(nnUNetTrainerDVCL, size, device))
-        sequential = with_full_queue(start_trainer(nnUNetTrainerDVCL, size, device, sequential_twins=True))
+        joint = with_full_queue(start_trainer(nnUNetTrainerDVCL_SameView, size, device))
+        sequential = with_full_queue(start_trainer(nnUNetTrainerDVCL_SameView, size, device, sequential_twins=True))
         batch = labeled_batch(size, size.batch_size, _scales(joint))
         return compare(
             "step of DVCL with sequential_twins / without (memory <= 0.6)",
@@ -71,7 +89,7 @@ def sequential_over_joint(size: Size, device: torch.device, repeats: int) -> Com
         )
 
 
-class _DenseHead(nnUNetTrainerDVCL):
+class _DenseHead(nnUNetTrainerDVCL_SameView):
     """Projects every voxel and takes the rows of the drawn ones after, as methods with a convolutional head do."""
 
     def ssl_terms(self, step: Step):
@@ -89,7 +107,7 @@ def contrast_over_dense_head(size: Size, device: torch.device, repeats: int) -> 
     """3. Drawing, projecting, scoring and the gradients at features and logits, sampled first against dense."""
     with empty_folders():
         contrasts = {
-            "sampled": _contrast(with_full_queue(start_trainer(nnUNetTrainerDVCL, size, device)), size),
+            "sampled": _contrast(with_full_queue(start_trainer(nnUNetTrainerDVCL_SameView, size, device)), size),
             "dense": _contrast(with_full_queue(start_trainer(_DenseHead, size, device)), size),
         }
         torch.manual_seed(0)

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks.sizes import Size
-from nnunet_dvcl.trainers import nnUNetTrainerDVCL
+from nnunet_dvcl.trainers import nnUNetTrainerDVCL_SameView
 
 CONFIGURATION = "3d_fullres"
 DATASET = "Dataset900_Synthetic"
@@ -96,21 +96,31 @@ def start_trainer(trainer_class: type, size: Size, device: torch.device, batch_s
     trainer = trainer_class(plans, CONFIGURATION, 0, dataset_json, device)
     trainer.initialize()
     trainer.on_train_epoch_start()
-    trainer.dataloader_unlabeled = itertools.repeat(unlabeled_batch(size))
+    if hasattr(trainer, "config"):
+        trainer.dataloader_unlabeled = itertools.repeat(unlabeled_batch(size, num_views(trainer)))
     return trainer
 
 
-def labeled_batch(size: Size, batch_size: int, scales: list[tuple[float, ...]]) -> dict:
-    """``data`` [B, 1, *S] and ``target``, a list [B, 1, *S'] over the scales of deep supervision."""
+def num_views(trainer) -> int:
+    """How many views of a patch the trainer takes, one after the other among the channels."""
+    return 2 if getattr(trainer.config, "views", "same") == "weak_strong" else 1
+
+
+def labeled_batch(size: Size, batch_size: int, scales: list[tuple[float, ...]], views: int = 1) -> dict:
+    """``data`` [B, views, *S] and ``target``, a list [B, 1, *S'] over the scales of deep supervision."""
     image, label_map = _phantom(size, batch_size)
     target = [F.interpolate(label_map.float(), scale_factor=tuple(scale), mode="nearest") for scale in scales]
     keys = ["phantom"] * batch_size
-    return {"data": image, "target": [level.to(torch.int16) for level in target], "keys": keys}
+    return {
+        "data": image.repeat_interleave(views, 1),
+        "target": [level.to(torch.int16) for level in target],
+        "keys": keys,
+    }
 
 
-def unlabeled_batch(size: Size) -> dict:
+def unlabeled_batch(size: Size, views: int = 1) -> dict:
     image, label_map = _phantom(size, size.batch_size)
-    return {"data": image, "target": torch.zeros_like(label_map, dtype=torch.int16)}
+    return {"data": image.repeat_interleave(views, 1), "target": torch.zeros_like(label_map, dtype=torch.int16)}
 
 
 def _phantom(size: Size, batch_size: int) -> tuple[Tensor, Tensor]:
@@ -122,7 +132,7 @@ def _phantom(size: Size, batch_size: int) -> tuple[Tensor, Tensor]:
     return label_map / size.num_classes + 0.3 * noise, label_map
 
 
-def with_full_queue(trainer: nnUNetTrainerDVCL) -> nnUNetTrainerDVCL:
+def with_full_queue(trainer: nnUNetTrainerDVCL_SameView) -> nnUNetTrainerDVCL_SameView:
     """As it is after the first steps of a training: with as many candidates as there will ever be."""
     queue = trainer.memory["queue"]
     generator = torch.Generator().manual_seed(0)

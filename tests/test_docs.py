@@ -20,6 +20,7 @@ from nnunet_dvcl import distributed, train
 from nnunet_dvcl.cli import _parser
 from nnunet_dvcl.tools.configure import _parse
 from nnunet_dvcl.trainers.base.config import check_ssl, known_options
+from nnunet_dvcl.trainers.nnUNetTrainerDVCL_SameView import SameViewConfig
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -135,8 +136,9 @@ def test_every_key_has_a_meaning_and_stands_there_once():
     own = {key for key, _ in rows}
     assert own == set().union(*(getattr(nnunet_dvcl.trainers, n).config_class.model_fields for n in generate.NAMES))
     assert all(len(meaning) >= len("epochs") for _, meaning in rows)
-    # those of the paper's protocol have defaults of their own
-    assert sorted(key for key in own if [k for k, _ in rows].count(key) > 1) == ["initial_lr", "num_epochs"]
+    # the paper's protocol, its views, and learning from pseudo-labels have defaults of their own
+    elsewhere = {"initial_lr", "num_epochs", *SameViewConfig.__annotations__}
+    assert {key for key in own if [k for k, _ in rows].count(key) > 1} == elsewhere
 
 
 def api_headings(module) -> list[str]:

@@ -110,7 +110,7 @@ def test_what_is_measured_does_not_change_the_training(start):
 
 
 def test_gradients_of_the_terms_are_logged_once_an_epoch(start):
-    trainer = start(nnUNetTrainerDVCL, "2d_tiny", num_iterations_per_epoch=3)
+    trainer = start(nnUNetTrainerDVCL, "2d_tiny", num_iterations_per_epoch=3, consistency_start=0.0)
     outputs = [trainer.train_step(next(trainer.dataloader_train)) for _ in range(4)]
     for term in ("cps", "hqcl", "dvcl"):
         values = [output[f"gradient_{term}"] for output in outputs]
@@ -119,7 +119,7 @@ def test_gradients_of_the_terms_are_logged_once_an_epoch(start):
 
 
 def test_a_term_that_has_not_started_has_no_gradient(start):
-    trainer = start(nnUNetTrainerDVCL, "2d_tiny", contrastive_start=0.5)
+    trainer = start(nnUNetTrainerDVCL, "2d_tiny", contrastive_start=0.5, consistency_start=0.0)
     output = trainer.train_step(next(trainer.dataloader_train))
     assert output["gradient_hqcl"] == output["gradient_dvcl"] == 0
     assert output["gradient_cps"] > 0

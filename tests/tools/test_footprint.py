@@ -5,6 +5,7 @@ import json
 import math
 import os
 import shutil
+import statistics
 
 import pytest
 import torch
@@ -74,7 +75,8 @@ def test_memory_does_not_grow_with_training(start, sequential_twins):
             trainer.train_step(batch)
         gc.collect()
         held = sum(x.numel() * x.element_size() for x in gc.get_objects() if isinstance(x, torch.Tensor))
-        return held, peak_bytes(lambda: trainer.train_step(batch))
+        # on a CPU the search for neighbors takes more or less memory, as the features are
+        return held, statistics.median(peak_bytes(lambda: trainer.train_step(batch)) for _ in range(5))
 
     held, peak = measure(8)
     assert trainer.memory["queue"].count == trainer.memory["queue"].capacity
@@ -143,7 +145,7 @@ def test_a_trainer_without_deep_supervision(tiny_dataset, configuration, patch_s
 
 
 def test_twins_with_views_of_their_own(tiny_dataset):
-    arguments = (tiny_dataset.name, "2d_tiny", "nnUNetPlans", "nnUNetTrainerCPS")
+    arguments = (tiny_dataset.name, "2d_tiny", "nnUNetPlans", "nnUNetTrainerCPS_SameView")
     assert estimate(*arguments, independent_intensities=True).step >= estimate(*arguments).step > 0
 
 

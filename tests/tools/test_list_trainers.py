@@ -21,4 +21,4 @@ def test_every_trainer_has_a_line_of_its_own(capsys):
 def test_the_summary_names_the_source():
     for name in TRAINING:
         summary = getattr(trainers, name).__doc__.splitlines()[0]
-        assert re.search(r"Eq\.|Table|Figure|paper|nnUNetTrainer", summary), name
+        assert re.search(r"Eq\.|Table|Figure|paper|nnUNetTrainer|\w+ et al\.,|\w+ & \w+,", summary), name

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from batchgenerators.utilities.file_and_folder_operations import load_json
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_dvcl.data.folders import check_configuration
 from nnunet_dvcl.data.messages import bullet_list
@@ -51,8 +52,9 @@ def prepare(place: Workplace) -> Cases:
     runs = all_runs(place.experiment)
     file = place.folder / "prepare.lock"
     with locked(file, waiting=f"Another process prepares this experiment; waiting for it ({file})"):
-        _preprocess(place, sorted({run.configuration.base for run in runs}))
+        _plan(place, sorted({run.configuration.base for run in runs}))
         _write_configurations(place, runs)
+        _preprocess(place, runs)
         cases = _write_splits(place)
         _preprocess_unlabeled(place, runs, cases)
         if cases.test and not place.has_own_test:  # nnUNetv2_predict takes a folder
@@ -72,7 +74,7 @@ def read_cases(place: Workplace) -> Cases:
 # ---------------------------------------------------------------- preprocessed data
 
 
-def _preprocess(place: Workplace, bases: list[str]) -> None:
+def _plan(place: Workplace, bases: list[str]) -> None:
     dataset, plans = place.dataset, place.experiment.plans
     plans_file = dataset.plans_file(plans)
     if not plans_file.is_file():
@@ -88,14 +90,27 @@ def _preprocess(place: Workplace, bases: list[str]) -> None:
         check_configuration(plans, manager.available_configurations, base)
         if manager.get_configuration(base).previous_stage_name is not None:
             raise UserError(f"{base} is the second stage of a cascade, which an experiment does not support yet.")
-    done = {base: dataset.preprocessed_cases(manager, base) for base in bases}
-    if missing := [base for base in bases if dataset.labeled_cases.keys() - done[base]]:
+
+
+def _preprocess(place: Workplace, runs: list[Run]) -> None:
+    dataset, plans = place.dataset, place.experiment.plans
+    manager = dataset.plans(plans)
+    configurations = sorted({_preprocessed_as(manager, run) for run in runs})
+    done = {name: dataset.preprocessed_cases(manager, name) for name in configurations}
+    if missing := [name for name in configurations if dataset.labeled_cases.keys() - done[name]]:
         words = ("nnUNetv2_preprocess", "-d", dataset.id, "-plans_name", plans, "-c", *missing)
         _call(place, Command(*words), "preprocess")
 
 
+def _preprocessed_as(manager: PlansManager, run: Run) -> str:
+    """The configuration whose data a run trains on: its base, or itself where it has data of its own."""
+    base, own = run.configuration.base, run.derived_configuration
+    of_base, of_own = (manager.get_configuration(name).data_identifier for name in (base, own))
+    return base if of_base == of_own else own
+
+
 def _preprocess_unlabeled(place: Workplace, runs: list[Run], cases: Cases) -> None:
-    scans, plans, bases = place.dataset.unlabeled_scans, place.dataset.plans(place.experiment.plans), set()
+    scans, plans, configurations = place.dataset.unlabeled_scans, place.dataset.plans(place.experiment.plans), set()
     for run in runs:
         if not is_semi_supervised(run.row.trainer) and run.row.selftrain is None:
             continue
@@ -108,9 +123,9 @@ def _preprocess_unlabeled(place: Workplace, runs: list[Run], cases: Cases) -> No
                 "amounts that it is for."
             )
         if scans and takes_scans and run.row.selftrain is None:
-            bases.add(run.configuration.base)
-    if bases:
-        words = ("preprocess", "-d", place.dataset.id, "-p", place.experiment.plans, "-c", *sorted(bases))
+            configurations.add(_preprocessed_as(plans, run))
+    if configurations:
+        words = ("preprocess", "-d", place.dataset.id, "-p", place.experiment.plans, "-c", *sorted(configurations))
         _call(place, Command("nnunet_dvcl", *words), "preprocess_unlabeled")
 
 
