@@ -75,6 +75,10 @@ class SoftmaxLabels(_Labels):
         """What each channel of the output says, [B, C, *S] at least float32, with graph."""
         return self.probabilities(logits)
 
+    def decisions(self, logits: Tensor) -> Tensor:
+        """What each voxel decides: the one of C classes. [B, C, 1, *S], sums to 1 over the classes, with graph."""
+        return self.probabilities(logits).unsqueeze(2)
+
     def entropy(self, logits: Tensor) -> Tensor:
         """Eq. 4, [B, *S] in nats, between 0 and `max_entropy`."""
         return voxel_entropy(self.probabilities(logits))
@@ -141,6 +145,10 @@ class SigmoidRegions(_Labels):
     def channel_probabilities(self, logits: Tensor) -> Tensor:
         """How likely a voxel lies in each region, [B, R, *S] at least float32, with graph."""
         return at_least_float32(logits).sigmoid()
+
+    def decisions(self, logits: Tensor) -> Tensor:
+        """What each voxel decides: for each region, in or out. [B, 2, R, *S], sums to 1 over in and out, with graph."""
+        return self._in_and_out(logits).unflatten(1, (2, -1))
 
     def entropy(self, logits: Tensor) -> Tensor:
         """The mean binary entropy over regions, [B, *S] in nats, between 0 and `max_entropy`."""

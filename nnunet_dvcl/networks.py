@@ -1,4 +1,4 @@
-"""What methods add to a network: taps on its layers, a feature head, a second run for its gradients."""
+"""What methods add to a network: taps on its layers, dropout, a feature head, a second run for its gradients."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from weakref import WeakSet
 import torch
 from torch import Tensor, nn
 from torch._dynamo import OptimizedModule
+from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
@@ -49,6 +50,31 @@ def freeze_idle_layers(network: nn.Module) -> nn.Module:
     if getattr(decoder, "deep_supervision", None) is False:
         decoder.seg_layers[:-1].requires_grad_(False)
     return network
+
+
+def drop_channels(network: nn.Module, probability: float) -> None:
+    """Drops whole channels in training mode: of what the encoder ends with, and before the last segmentation layer.
+
+    That is where UA-MT (Yu et al., MICCAI 2019, section 3) does. As hooks, so that the weights' names are those of the
+    plan's network. Call it before the first compiled forward, else ``torch.compile`` does not see them.
+
+    Raises:
+        NotImplementedError: the network has no U-Net encoder with ``encoder.stages``, or no segmentation layers.
+    """
+    stages = getattr(getattr(unwrap(network), "encoder", None), "stages", None)
+    if not stages:
+        raise NotImplementedError(
+            f"{type(unwrap(network)).__name__} has no encoder.stages, the end of which drops channels. Use one of "
+            "nnU-Net's U-Nets, or set ssl.dropout=0."
+        )
+
+    def drop(features: Tensor) -> Tensor:
+        return (F.dropout3d if features.ndim == 5 else F.dropout2d)(features, probability)
+
+    stages[-1].register_forward_hook(lambda layer, _, output: drop(output) if layer.training else None)
+    last_segmentation_layer(network).register_forward_pre_hook(
+        lambda layer, inputs: drop(inputs[0]) if layer.training else None
+    )
 
 
 def full_resolution(output: Tensor | list[Tensor]) -> Tensor:

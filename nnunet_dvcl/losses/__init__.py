@@ -1,6 +1,7 @@
 """Losses: pure functions and small modules of rows (for pseudo-labels: of logits). No nnU-Net, device or epoch."""
 
 from nnunet_dvcl.losses.complementary_labels import complementary_label_contrast
+from nnunet_dvcl.losses.consistency import consistency
 from nnunet_dvcl.losses.distance_aware import DistanceAwareContrastiveLoss
 from nnunet_dvcl.losses.entropy import voxel_entropy
 from nnunet_dvcl.losses.high_quality import HighQualityContrastiveLoss
@@ -18,6 +19,7 @@ __all__ = [
     "HighQualityContrastiveLoss",
     "Neighborhoods",
     "complementary_label_contrast",
+    "consistency",
     "find_neighborhoods",
     "gaussian_rampup",
     "info_nce",

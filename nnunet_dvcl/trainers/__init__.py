@@ -26,8 +26,10 @@ from nnunet_dvcl.trainers.nnUNetTrainerDVCL_SameView import (
     nnUNetTrainerCPS_SameView,
     nnUNetTrainerDVCL_SameView,
 )
+from nnunet_dvcl.trainers.nnUNetTrainerMT import nnUNetTrainerMT
 from nnunet_dvcl.trainers.nnUNetTrainerMT_WeakStrong import nnUNetTrainerMT_WeakStrong
 from nnunet_dvcl.trainers.nnUNetTrainerSupervised import nnUNetTrainerSupervised
+from nnunet_dvcl.trainers.nnUNetTrainerUAMT import nnUNetTrainerUAMT
 
 __all__ = sorted(
     name for name, value in globals().items() if name.startswith("nnUNetTrainer") and isinstance(value, type)

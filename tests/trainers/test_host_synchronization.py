@@ -9,7 +9,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from nnunet_dvcl.losses import neighborhoods
-from nnunet_dvcl.trainers import nnUNetTrainerCPS, nnUNetTrainerCPS_HqCL, nnUNetTrainerDVCL, nnUNetTrainerDVCL_noQDS
+from nnunet_dvcl.trainers import (
+    nnUNetTrainerCPS,
+    nnUNetTrainerCPS_HqCL,
+    nnUNetTrainerDVCL,
+    nnUNetTrainerDVCL_noQDS,
+    nnUNetTrainerUAMT,
+)
 from nnunet_dvcl.voxels import ranks
 
 _READ_BY_HOST = {"aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "aten::is_nonzero"}
@@ -43,7 +49,8 @@ def as_on_a_gpu(features, absent, similarity, queries, neighbors):
 
 
 @pytest.mark.parametrize(
-    "trainer_class", [nnUNetTrainerCPS, nnUNetTrainerCPS_HqCL, nnUNetTrainerDVCL, nnUNetTrainerDVCL_noQDS]
+    "trainer_class",
+    [nnUNetTrainerCPS, nnUNetTrainerCPS_HqCL, nnUNetTrainerDVCL, nnUNetTrainerDVCL_noQDS, nnUNetTrainerUAMT],
 )
 def test_a_step_reads_no_more_than_this(start, trainer_class, monkeypatch):
     monkeypatch.setattr(neighborhoods, "rank_seen_by_neighbors", as_on_a_gpu)
