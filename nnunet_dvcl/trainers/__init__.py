@@ -5,6 +5,7 @@ from nnunet_dvcl.trainers.base.nnUNetTrainerSSL import nnUNetTrainerSSL
 from nnunet_dvcl.trainers.nnUNetTrainerCL_VCL import nnUNetTrainerCL_VCL
 from nnunet_dvcl.trainers.nnUNetTrainerCPS import nnUNetTrainerCPS
 from nnunet_dvcl.trainers.nnUNetTrainerCPS_HqCL import nnUNetTrainerCPS_HqCL
+from nnunet_dvcl.trainers.nnUNetTrainerDAN import nnUNetTrainerDAN
 from nnunet_dvcl.trainers.nnUNetTrainerDVCL import (
     nnUNetTrainerDVCL,
     nnUNetTrainerDVCL_noNPS,

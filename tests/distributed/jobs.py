@@ -76,7 +76,7 @@ def on_given_batches(mode: str, tiny) -> Jobs:
     jobs["compiled"] = ("train", {"given": given(tiny, "DVCL", **EVERYTHING), "batches": batches, "compiled": True})
     jobs["AllParts"] = (
         "train",
-        {"given": given(tiny, "AllParts", **SMALL, unlabeled_batch_size=3), "batches": batches},
+        {"given": given(tiny, "AllParts", **SMALL, unlabeled_batch_size=3, adversary_dropout=0.0), "batches": batches},
     )
     # what makes views and boxes random is left out; weak views are a little different from strong ones
     weak_strong = EVERYTHING | {"views": "weak_strong", "pseudo_label_loss": "nnunet", "unlabeled_batch_size": 2}

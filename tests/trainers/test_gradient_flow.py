@@ -71,7 +71,7 @@ def _observe(trainer, monkeypatch) -> Observed:
         _keep(monkeypatch, trainer.memory["queue"], "slots", stored, _slots_as_leaves)
     ssl_terms = trainer.ssl_terms
     monkeypatch.setattr(trainer, "ssl_terms", lambda step: steps.append(step) or ssl_terms(step))
-    monkeypatch.setattr(trainer, "update_weights", lambda total: torch.tensor(True))
+    monkeypatch.setattr(trainer, "update_weights", lambda total: torch.tensor(False))  # no `after_step`
     trainer.train_step(next(trainer.dataloader_train))
 
     found: dict[str, Term] = terms[0]
