@@ -20,6 +20,7 @@ METHODS = [
 WITH_CONTRAST = [name for name in METHODS if "hqcl" in getattr(trainers, f"nnUNetTrainer{name}").reaches]
 
 
+HEAD_AND_PREDICTIONS = {"dual_task"}  # terms between the two; others train a head, or the networks' predictions
 HALVES = ("cps: A learns from B", "cps: B learns from A")
 
 
@@ -116,8 +117,8 @@ def _reaches_predictions(trainer, name: str, term: Tensor) -> bool:
 def _voxels_reached(observed: Observed, name: str, term: Tensor) -> Tensor:
     """Where the gradient enters network `name`, at its logits or at its last feature map: [B, *S] bool."""
     volumes = [observed.step.logits[name]]
-    if observed.voxels:
-        volumes.append(observed.voxels[name].features)
+    if name in observed.step.features:
+        volumes.append(observed.step.features[name])
     return torch.stack([gradient.abs().sum(1) > 0 for gradient in _gradients(term, volumes)]).any(0)
 
 
@@ -130,6 +131,8 @@ def _voxels_named(observed: Observed, name: str, kind: str) -> Tensor:
     if kind == "contrasted":
         return (voxels[name].anchors >= 0) | torch.cat((voxels[name].mistaken >= 0, no_unlabeled))
     named = torch.cat((torch.zeros_like(step.target, dtype=torch.bool), no_unlabeled))
+    if kind == "present":
+        return step.present
     if kind == "any":
         return torch.ones_like(named)
     if kind == "unlabeled":
@@ -160,8 +163,8 @@ def test_what_each_term_reaches(start, monkeypatch, name, configuration, label_m
     assert {term: _reached(trainer, value) for term, value in observed.terms.items()} == {
         term: set(reach.modules) for term, reach in expected.items()
     }
-    for term, reach in expected.items():  # a term trains the heads, or the networks' predictions
-        of_features = any(module.startswith("head_") for module in reach.modules)
+    for term, reach in expected.items():
+        of_features = any(module.startswith("head_") for module in reach.modules) and term not in HEAD_AND_PREDICTIONS
         for network in reach.modules & set(trainer.student_names):
             assert _reaches_predictions(trainer, network, observed.terms[term]) != of_features, term
     if "dvcl" in observed.terms:

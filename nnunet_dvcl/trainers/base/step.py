@@ -100,6 +100,11 @@ class Step:
         """The unlabeled voxels of `unlabeled_patches`, padding left out: [B', *S] bool."""
         return torch.cat((self.target == UNKNOWN, self.valid)) if self.ignored_as_unlabeled else self.valid
 
+    @property
+    def present(self) -> Tensor:
+        """The voxels of all patches that are labeled or unlabeled, padding left out: [B_l + B_u, *S] bool."""
+        return torch.cat(((self.target != UNKNOWN) | self.ignored_as_unlabeled, self.valid))
+
     @cached_property
     def num_unlabeled(self) -> Tensor:
         """How many voxels are `unlabeled`, []. On several GPUs the mean over them.
