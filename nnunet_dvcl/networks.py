@@ -34,9 +34,9 @@ def last_segmentation_layer(network: nn.Module) -> nn.Module:
     layers = getattr(getattr(unwrap(network), "decoder", None), "seg_layers", None)
     if not layers:
         raise NotImplementedError(
-            f"{type(unwrap(network)).__name__} has no decoder.seg_layers: the contrast takes its features from the "
-            "input of the decoder's last segmentation layer. Use one of nnU-Net's U-Nets, or a method without "
-            "contrast: nnUNetTrainerCPS."
+            f"{type(unwrap(network)).__name__} has no decoder.seg_layers, and this method needs the input of the "
+            "decoder's last segmentation layer. Use one of nnU-Net's U-Nets, or a method that looks at the output "
+            "alone: nnUNetTrainerCPS."
         )
     return layers[-1]
 
@@ -59,22 +59,15 @@ def drop_channels(network: nn.Module, probability: float) -> None:
     plan's network. Call it before the first compiled forward, else ``torch.compile`` does not see them.
 
     Raises:
-        NotImplementedError: the network has no U-Net encoder with ``encoder.stages``, or no segmentation layers.
+        NotImplementedError: the network has no segmentation layers.
     """
-    stages = getattr(getattr(unwrap(network), "encoder", None), "stages", None)
-    if not stages:
-        raise NotImplementedError(
-            f"{type(unwrap(network)).__name__} has no encoder.stages, the end of which drops channels. Use one of "
-            "nnU-Net's U-Nets, or set ssl.dropout=0."
-        )
+    last_layer, last_stage = last_segmentation_layer(network), unwrap(network).encoder.stages[-1]
 
     def drop(features: Tensor) -> Tensor:
         return (F.dropout3d if features.ndim == 5 else F.dropout2d)(features, probability)
 
-    stages[-1].register_forward_hook(lambda layer, _, output: drop(output) if layer.training else None)
-    last_segmentation_layer(network).register_forward_pre_hook(
-        lambda layer, inputs: drop(inputs[0]) if layer.training else None
-    )
+    last_stage.register_forward_hook(lambda layer, _, output: drop(output) if layer.training else None)
+    last_layer.register_forward_pre_hook(lambda layer, inputs: drop(inputs[0]) if layer.training else None)
 
 
 def full_resolution(output: Tensor | list[Tensor]) -> Tensor:
