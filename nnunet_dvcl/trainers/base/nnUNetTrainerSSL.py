@@ -165,7 +165,8 @@ class nnUNetTrainerSSL(UnlabeledStream, LoggedValues, nnUNetTrainerPlugin):
         """The supervised loss of each student, the method's terms, one update; returns what is logged."""
         self.check_labels(batch)
         self.optimizer.zero_grad(set_to_none=True)
-        terms, statistics = self._compute_terms(batch)
+        unlabeled = next(self.dataloader_unlabeled)
+        terms, statistics = self._compute_terms(batch, unlabeled)
         self.loss_terms = tuple(terms)
         total = sum(term.weight * term.value for term in terms.values())
         updated = self.update_weights(total)
@@ -174,16 +175,16 @@ class nnUNetTrainerSSL(UnlabeledStream, LoggedValues, nnUNetTrainerPlugin):
         if not on_host["skipped_steps"]:
             self.after_step()
         self.iteration += 1
-        self.count_step(on_host["skipped_steps"], {name: on_host[name] for name in values})
+        self.count_step(on_host["skipped_steps"], {name: on_host[name] for name in values}, batch, unlabeled)
         # nnU-Net's own curves compare the training with the validation loss, so this is A's supervised loss
         return {"loss": on_host[self.loss_terms[0]], **on_host}
 
-    def _compute_terms(self, batch: dict) -> tuple[dict[str, Term], dict[str, Tensor | float]]:
+    def _compute_terms(self, labeled: dict, unlabeled: dict) -> tuple[dict[str, Term], dict[str, Tensor | float]]:
         """All terms of the loss, and the method's statistics.
 
         Apart from the update, so that outputs and features that no gradient needs are free by then.
         """
-        step = self._begin_step(batch, next(self.dataloader_unlabeled))
+        step = self._begin_step(labeled, unlabeled)
         step.views = self.views(step)
         with self.autocast():
             for name in self.students():
