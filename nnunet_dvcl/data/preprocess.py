@@ -22,7 +22,7 @@ from nnunet_dvcl.data.splits import check_scans_have_no_label
 from nnunet_dvcl.data.storage import HIDDEN_FOLDER, complete_cases, remove_leftovers, save_case, write_json
 from nnunet_dvcl.errors import UserError
 from nnunet_dvcl.files import visible_files, writing
-from nnunet_dvcl.lock import locked
+from nnunet_dvcl.lock import locked_where_possible
 
 _CONFIGURATION_KEYS = (
     "preprocessor_name",
@@ -138,10 +138,11 @@ class UnlabeledScans:
         with writing(folder):
             os.makedirs(dirname(lock), exist_ok=True)
             open(lock, "a").close()
-        with locked(lock, log):
+        with locked_where_possible(lock, log) as alone:
             if not (todo := self._missing(images)):
                 return
-            remove_leftovers(folder)
+            if alone:  # else they may be those of a process at work
+                remove_leftovers(folder)
             write_json(self.settings, self.manifest)
             log(f"Preprocessing {len(todo)} of {len(images)} unlabeled scans into {folder}")
             results = in_processes(self._preprocess_scan, todo.items(), min(num_processes, len(todo)))

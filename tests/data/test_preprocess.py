@@ -1,4 +1,5 @@
 import copy
+import errno
 import functools
 import json
 import multiprocessing
@@ -122,6 +123,20 @@ def test_leftovers_of_a_killed_run_are_removed(tiny_dataset):
     (hidden / "case_killed" / "scan_0.b2nd").write_bytes(b"half")
     run()
     assert sorted(entry.name for entry in hidden.iterdir()) in (["lock", "manifest.json"], ["manifest.json"])
+
+
+def test_without_locks_scans_are_preprocessed_with_a_warning_and_nobodys_files_removed(
+    tiny_dataset, monkeypatch, capsys
+):
+    def flock(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    folder = tiny_dataset.preprocessed / "nnUNetPlans_3d_fullres_unlabeled" / ".nnunet_dvcl"
+    (folder / "case_of_another_process").mkdir(parents=True)
+    monkeypatch.setattr(lock.fcntl, "flock", flock)
+    run()
+    assert "file system without locks" in capsys.readouterr().out
+    assert (folder / "case_of_another_process").is_dir()
 
 
 def test_kill_9_and_resume(tiny_dataset):

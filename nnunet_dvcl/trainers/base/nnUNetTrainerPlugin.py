@@ -208,7 +208,7 @@ class nnUNetTrainerPlugin(nnUNetTrainer):
         saved = "Nothing is saved: checkpoints are disabled" if self.disable_checkpointing else f"{file} is from before"
         raise UserError(
             f"The loss or its gradients were not finite in {self.skipped.in_a_row} steps in a row "
-            f"({self.skipped.names()}). They were skipped and changed no weight. {saved}. Cases of this epoch's: "
+            f"({self.skipped.names()}). They were skipped and changed no weight. {saved}. Cases in such steps: "
             f"{self.skipped.case_names()}. Is there an image with NaN or extreme values (nnUNetv2_plan_and_preprocess "
             "--verify_dataset_integrity)? Is ssl.initial_lr too high?"
         )
