@@ -64,6 +64,9 @@ class nnUNetTrainerPlugin(nnUNetTrainer):
         self._respect_num_threads()
         self._seed_everything()
         self.skipped = SkippedSteps()
+        if self._do_i_compile():
+            # each of our few batch sizes gets a static graph, which is faster than one for all sizes
+            torch._dynamo.config.automatic_dynamic_shapes = False
         with _wrapped_on(self.device) if self.is_ddp else nullcontext():
             super().initialize()
         if self.dataset_class is nnUNetDatasetNumpy:
