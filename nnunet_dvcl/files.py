@@ -7,6 +7,11 @@ from contextlib import contextmanager, suppress
 from nnunet_dvcl.errors import UserError
 
 
+def visible_files(folder: str | os.PathLike) -> list[str]:
+    """The names in a folder, sorted, without hidden ones such as a Mac's ``._NAME``; none where it is not there."""
+    return sorted(name for name in os.listdir(folder) if not name.startswith(".")) if os.path.isdir(folder) else []
+
+
 @contextmanager
 def writing(path: str) -> Iterator[None]:
     """Raises ``UserError`` where the block cannot write: a full disk, a read-only folder."""

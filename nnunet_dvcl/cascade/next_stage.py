@@ -29,7 +29,7 @@ from nnunet_dvcl.data.messages import bullet_list
 from nnunet_dvcl.data.processes import Log, in_processes
 from nnunet_dvcl.data.storage import HIDDEN_FOLDER, remove_leftovers, whole_files, write_json
 from nnunet_dvcl.errors import UserError
-from nnunet_dvcl.lock import locked
+from nnunet_dvcl.lock import locked_where_possible
 from nnunet_dvcl.networks import unwrap
 
 
@@ -92,9 +92,11 @@ def _predict_stage(
     folder = stage.unlabeled
     hidden = join(folder, HIDDEN_FOLDER)
     os.makedirs(hidden, exist_ok=True)
-    with locked(join(hidden, "lock"), log) if distributed.rank() == 0 else nullcontext():
-        if distributed.rank() == 0:
-            remove_leftovers(folder)
+    first = distributed.rank() == 0
+    with locked_where_possible(join(hidden, "lock"), log) if first else nullcontext() as alone:
+        if first:
+            if alone:  # else they may be those of a process at work
+                remove_leftovers(folder)
             _keep_what_was_made_by(predictor.network, folder)
         distributed.barrier()
         made_at = {case: file.stat().st_mtime for case, file in predicted_cases(folder).items()}
@@ -117,7 +119,7 @@ def _predictions(
     """What `_save` needs of each case: made one by one, as logits are large."""
     plans_manager = predictor.plans_manager
     dataset_class = DatasetFolders.of(plans_manager, plans_manager.get_configuration(stage.next_stage)).dataset_class()
-    for case in todo:
+    for case in _in_step(todo):
         image, _, previous, properties = cases.load_case(case)
         image, target = image[:], targets.load_case(case)[0]
         if previous is not None:
@@ -133,6 +135,14 @@ def _predictions(
             "dataset_class": dataset_class,
         }
         yield stage.unlabeled, case, arguments
+
+
+def _in_step(cases: list[str]) -> Iterator[str]:
+    """This rank's cases, one while each other rank has one of its own: whoever waits for 30 minutes gives up."""
+    for place in range(max(distributed.gather_objects(len(cases)))):
+        if place < len(cases):
+            yield cases[place]
+        distributed.barrier()
 
 
 def _save(folder: str, case: str, arguments: dict) -> None:

@@ -5,7 +5,6 @@ import os
 from dataclasses import dataclass
 from functools import cached_property
 from os.path import dirname, isdir, join
-from pathlib import Path
 
 import numpy as np
 from batchgenerators.utilities.file_and_folder_operations import load_json
@@ -22,8 +21,8 @@ from nnunet_dvcl.data.raw import check_images, find_unlabeled_images
 from nnunet_dvcl.data.splits import check_scans_have_no_label
 from nnunet_dvcl.data.storage import HIDDEN_FOLDER, complete_cases, remove_leftovers, save_case, write_json
 from nnunet_dvcl.errors import UserError
-from nnunet_dvcl.files import writing
-from nnunet_dvcl.lock import locked
+from nnunet_dvcl.files import visible_files, writing
+from nnunet_dvcl.lock import locked_where_possible
 
 _CONFIGURATION_KEYS = (
     "preprocessor_name",
@@ -92,7 +91,7 @@ class UnlabeledScans:
             made_with = None
         if made_with == settings:
             return complete_cases(folder, self.dataset_class)
-        if not any(Path(folder).glob("*.pkl")):
+        if not any(name.endswith(".pkl") for name in visible_files(folder)):
             return set()
         if isinstance(made_with, dict):
             problem = f"was preprocessed with other plans:\n{bullet_list(_differences(made_with, settings))}"
@@ -139,34 +138,42 @@ class UnlabeledScans:
         with writing(folder):
             os.makedirs(dirname(lock), exist_ok=True)
             open(lock, "a").close()
-        with locked(lock, log):
+        with locked_where_possible(lock, log) as alone:
             if not (todo := self._missing(images)):
                 return
-            remove_leftovers(folder)
+            if alone:  # else they may be those of a process at work
+                remove_leftovers(folder)
             write_json(self.settings, self.manifest)
             log(f"Preprocessing {len(todo)} of {len(images)} unlabeled scans into {folder}")
             results = in_processes(self._preprocess_scan, todo.items(), min(num_processes, len(todo)))
-            problems = sorted(filter(None, tqdm(results, total=len(todo), desc="Unlabeled scans")))
+            found = list(tqdm(results, total=len(todo), desc="Unlabeled scans"))
+        problems, warnings = (sorted(filter(None, texts)) for texts in zip(*found, strict=True))
+        if warnings:
+            log(f"WARNING: these scans say nothing after normalization:\n{bullet_list(warnings)}")
         if problems:
             raise UserError(
                 f"{len(problems)} unlabeled scan(s) cannot be used; the other {len(images) - len(problems)} are done "
                 f"and kept. Mend or remove these and run again:\n{bullet_list(problems)}"
             )
 
-    def _preprocess_scan(self, identifier: str, image_files: list[str]) -> str | None:
-        """Returns what is wrong with the scan (naming the file), or None."""
+    def _preprocess_scan(self, identifier: str, image_files: list[str]) -> tuple[str | None, str | None]:
+        """Returns why the scan cannot be used, and what is strange in it; both name the file."""
+        files = ", ".join(image_files)
         plans, configuration = self.plans_manager, self.configuration_manager
         try:
             check_images(image_files, plans.image_reader_writer_class(), self.dataset_json)
             preprocessor = configuration.preprocessor_class(verbose=False)
             data, mask, properties = preprocessor.run_case(image_files, None, plans, configuration, self.dataset_json)
         except UserError as error:
-            return str(error)
+            return str(error), None
         except Exception as error:
-            return f"{', '.join(image_files)}: {type(error).__name__}: {error}"
+            return f"{files}: {type(error).__name__}: {error}", None
+        if not np.isfinite(data).all():
+            return f"{files}: NaN or infinite after normalization; its values are too large (or constant)", None
         data, patch_size = data.astype(np.float32, copy=False), tuple(configuration.patch_size)
         save_case(self.folders.unlabeled, identifier, data, mask, properties, self.dataset_class, patch_size)
-        return None
+        constant = any(np.ptp(channel) == 0 for channel in data)
+        return None, f"{files}: every voxel has the same value" if constant else None
 
 
 def _differences(old: dict, new: dict) -> list[str]:

@@ -1,6 +1,5 @@
 """The scans of ``imagesTr_unlabeled`` in a raw data set: found by their names, and looked at file by file."""
 
-import os
 import re
 from collections.abc import Iterator, Sequence
 from os.path import isdir, join
@@ -11,6 +10,7 @@ from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from nnunet_dvcl.data.folders import IMAGES_FOLDER, num_channels
 from nnunet_dvcl.data.messages import bullet_list
 from nnunet_dvcl.errors import UserError
+from nnunet_dvcl.files import visible_files
 
 
 def find_unlabeled_images(raw_dataset: str, dataset_json: dict) -> dict[str, list[str]]:
@@ -26,7 +26,7 @@ def find_unlabeled_images(raw_dataset: str, dataset_json: dict) -> dict[str, lis
         return {}
     ending = dataset_json["file_ending"]
     scans, strays = _group_by_identifier(folder, ending)
-    num_files = _files_per_scan(join(raw_dataset, "imagesTr"), dataset_json)
+    num_files = _files_per_scan(raw_dataset, dataset_json, scans)
     problems = [f"{name}: expected CASE_0000{ending} (case, channel of four digits, {ending})" for name in strays]
     problems += [problem for scan in sorted(scans) for problem in _scan_problems(scan, scans[scan], num_files)]
     if problems:
@@ -54,6 +54,12 @@ def check_images(image_files: Sequence[str], reader: BaseReaderWriter, dataset_j
         raise UserError(f"{all_files}: {channels} channel(s), but dataset.json names {num_channels(dataset_json)}")
 
 
+def read_labels(file: str, reader: BaseReaderWriter) -> tuple[np.ndarray, dict]:
+    """A segmentation as nnU-Net trains on it, [1, *S] int64: fractions are cut off (1.0000001 is 1); and properties."""
+    segmentation, properties = reader.read_seg(file)
+    return segmentation.astype(np.int64), properties
+
+
 def _read(file: str, reader: BaseReaderWriter) -> np.ndarray:
     """[channels, *S] of finite voxels."""
     try:
@@ -69,25 +75,30 @@ def _read(file: str, reader: BaseReaderWriter) -> np.ndarray:
 
 
 def _group_by_identifier(folder: str, ending: str) -> tuple[dict[str, dict[int, str]], list[str]]:
-    pattern = re.compile(rf"(?P<identifier>(?!\.).+)_(?P<channel>[0-9]{{4}}){re.escape(ending)}")
+    pattern = re.compile(rf"(?P<identifier>.+)_(?P<channel>[0-9]{{4}}){re.escape(ending)}")
     scans: dict[str, dict[int, str]] = {}
     strays = []
-    for name in sorted(os.listdir(folder)):
+    for name in visible_files(folder):
         shown = name.encode(errors="backslashreplace").decode()
         # SimpleITK crashes on a name of bytes that are no text.
         if (match := pattern.fullmatch(name)) and shown == name:
             scans.setdefault(match["identifier"], {})[int(match["channel"])] = name
-        elif not name.startswith("."):
+        else:
             strays.append(shown)
     # nnU-Net's reader of 3D TIFFs takes the spacing from CASE.json beside CASE_0000.tif.
     return scans, [name for name in strays if name.removesuffix(".json") not in scans]
 
 
-def _files_per_scan(images_tr: str, dataset_json: dict) -> int:
-    """One file a channel, unless the labeled images carry all channels in one file (RGB pictures, 4D NIfTI)."""
-    names = os.listdir(images_tr) if isdir(images_tr) else []
-    first, second = (any(name.endswith(f"_{c:04d}{dataset_json['file_ending']}") for name in names) for c in (0, 1))
-    return 1 if first and not second else num_channels(dataset_json)
+def _files_per_scan(raw_dataset: str, dataset_json: dict, scans: dict[str, dict[int, str]]) -> int:
+    """One file a channel, unless the images carry all channels in one file (RGB pictures, 4D NIfTI).
+
+    The labeled images tell, those that dataset.json lists or those of ``imagesTr``; without any the scans themselves.
+    """
+    if listed := dataset_json.get("dataset"):
+        return len(next(iter(listed.values()))["images"])
+    labeled, _ = _group_by_identifier(join(raw_dataset, "imagesTr"), dataset_json["file_ending"])
+    channels = {channel for files in (labeled or scans).values() for channel in files}
+    return 1 if channels == {0} else num_channels(dataset_json)
 
 
 def _scan_problems(identifier: str, files: dict[int, str], num_files: int) -> Iterator[str]:

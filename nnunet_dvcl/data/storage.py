@@ -6,7 +6,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from os.path import isdir, join
+from os.path import join
 
 import numpy as np
 from nnunetv2.training.dataloading.nnunet_dataset import (
@@ -16,7 +16,7 @@ from nnunetv2.training.dataloading.nnunet_dataset import (
     nnUNetDatasetNumpy,
 )
 
-from nnunet_dvcl.files import replacing, writing
+from nnunet_dvcl.files import replacing, visible_files, writing
 
 HIDDEN_FOLDER = ".nnunet_dvcl"
 """Holds all that is not a case: nnU-Net looks at the plain files of the folder alone."""
@@ -26,7 +26,7 @@ _SUFFIXES = {nnUNetDatasetBlosc2: (".b2nd", "_seg.b2nd", ".pkl"), nnUNetDatasetN
 
 def complete_cases(folder: str, dataset_class: type[nnUNetBaseDataset]) -> set[str]:
     """Identifiers of the cases all of whose files are in ``folder``; empty when there is no folder."""
-    names = set(os.listdir(folder)) if isdir(folder) else set()
+    names = set(visible_files(folder))
     identifiers = {name.removesuffix(".pkl") for name in names if name.endswith(".pkl")}
     return {i for i in identifiers if names.issuperset(i + suffix for suffix in _SUFFIXES[dataset_class])}
 

@@ -19,6 +19,7 @@ from nnunet_dvcl.data.folders import find_dataset_name
 from nnunet_dvcl.data.raw import find_unlabeled_images
 from nnunet_dvcl.data.storage import complete_cases
 from nnunet_dvcl.errors import UserError
+from nnunet_dvcl.files import visible_files
 from nnunet_dvcl.tools.split.split_dataset import SPLITS_FILE
 
 
@@ -77,8 +78,10 @@ class Dataset:
             return get_filenames_of_train_images_and_targets(str(self.raw))
         # here nnU-Net would fork a pool of processes, which hang when this process has threads
         ending, images = self.json["file_ending"], {}
-        for file in sorted((self.raw / "imagesTr").glob(f"*{ending}")):
-            images.setdefault(file.name[: -len(ending) - len("_0000")], []).append(str(file))
+        for name in visible_files(self.raw / "imagesTr"):
+            if name.endswith(ending):
+                file = str(self.raw / "imagesTr" / name)
+                images.setdefault(name[: -len(ending) - len("_0000")], []).append(file)
         labels = self.raw / "labelsTr"
         return {case: {"images": files, "label": str(labels / f"{case}{ending}")} for case, files in images.items()}
 

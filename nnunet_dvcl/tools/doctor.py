@@ -143,12 +143,19 @@ def check_device() -> Iterator[Finding]:
             properties = torch.cuda.get_device_properties(index)
             yield Finding("ok", f"cuda:{index} {properties.name}, {properties.total_memory / 2**30:.0f} GiB")
     elif torch.backends.mps.is_available():
-        yield Finding("ok", "mps (train with -device mps)")
+        yield Finding("ok", f"mps (-device mps, with {', '.join(_without_float64())})")
     else:
         built = f"torch is built for CUDA {torch.version.cuda}" if torch.version.cuda else "torch is built without CUDA"
         remedy = "for small data train with -device cpu; else check the driver (nvidia-smi) and torch's build"
         yield Finding("warn", f"cpu only, no GPU found ({built})", remedy)
     yield Finding("ok", f"torch threads: {torch.get_num_threads()}, CPU cores: {os.cpu_count()}")
+
+
+def _without_float64() -> list[str]:
+    """The trainers that run on mps."""
+    from nnunet_dvcl import trainers
+
+    return [name for name in trainers.__all__ if not getattr(getattr(trainers, name), "needs_float64", False)]
 
 
 CHECKS = (check_versions, check_torchvision, check_registration, check_trainers, check_folders, check_device)

@@ -45,8 +45,8 @@ class nnUNetTrainerCPS_HqCL(Features, nnUNetTrainerCPS):
     """CPS and HqCL: the entropy split of both networks' output and InfoNCE of reliable voxels, DVCL, Eq. 3-10."""
 
     config_class: ClassVar[type[HqCLConfig]] = HqCLConfig
+    needs_float64 = True
     config: HqCLConfig
-
     reaches = nnUNetTrainerCPS.reaches | {"hqcl": Reach.of("A B head_A head_B", "contrasted")}
     panels = (
         Panel("entropy threshold τ [nats]", "τ [nats]", ("threshold_A", "threshold_B")),

@@ -21,5 +21,5 @@ class nnUNetTrainerSupervised(nnUNetTrainerPlugin):
             loss = self.loss(self.network(image), target)
         updated = self.update_weights(loss)
         output = to_host({"loss": loss.detach(), "skipped_steps": ~updated})
-        self.count_step(output["skipped_steps"], {"loss": output["loss"]})
+        self.count_step(output["skipped_steps"], {"loss": output["loss"]}, batch)
         return output

@@ -240,3 +240,18 @@ def test_no_next_stage(trainer, tiny):
     tiny.write_plans(plans)
     with pytest.raises(UserError, match=r"no next stage that uses what 3d_lowres_tiny predicts.*with one: none"):
         run()
+
+
+def test_no_rank_waits_longer_than_for_one_case(monkeypatch):
+    """Also one that has less to do, or nothing: all meet after each case."""
+    for number in (0, 1, 3):
+        met = []
+        monkeypatch.setattr(next_stage.distributed, "gather_objects", lambda own: [own, 3])
+        monkeypatch.setattr(next_stage.distributed, "barrier", lambda met=met: met.append(True))
+        cases = [f"scan_{i}" for i in range(number)]
+        done = []
+        for case in next_stage._in_step(cases):
+            assert len(met) == len(done)
+            done.append(case)
+        assert done == cases
+        assert len(met) == 3

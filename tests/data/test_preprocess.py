@@ -1,7 +1,10 @@
+import copy
+import errno
 import functools
 import json
 import multiprocessing
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -12,9 +15,11 @@ import pytest
 import SimpleITK as sitk
 from nnunetv2.training.dataloading import nnunet_dataset
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class, nnUNetDatasetBlosc2
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_dvcl import lock
 from nnunet_dvcl.data import preprocess_unlabeled, processes
+from nnunet_dvcl.data.preprocess import UnlabeledScans
 from nnunet_dvcl.data.raw import check_images
 from nnunet_dvcl.data.storage import complete_cases
 from nnunet_dvcl.errors import UserError
@@ -118,6 +123,20 @@ def test_leftovers_of_a_killed_run_are_removed(tiny_dataset):
     (hidden / "case_killed" / "scan_0.b2nd").write_bytes(b"half")
     run()
     assert sorted(entry.name for entry in hidden.iterdir()) in (["lock", "manifest.json"], ["manifest.json"])
+
+
+def test_without_locks_scans_are_preprocessed_with_a_warning_and_nobodys_files_removed(
+    tiny_dataset, monkeypatch, capsys
+):
+    def flock(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    folder = tiny_dataset.preprocessed / "nnUNetPlans_3d_fullres_unlabeled" / ".nnunet_dvcl"
+    (folder / "case_of_another_process").mkdir(parents=True)
+    monkeypatch.setattr(lock.fcntl, "flock", flock)
+    run()
+    assert "file system without locks" in capsys.readouterr().out
+    assert (folder / "case_of_another_process").is_dir()
 
 
 def test_kill_9_and_resume(tiny_dataset):
@@ -238,6 +257,42 @@ def test_bad_images_are_named_and_the_others_kept(tiny_dataset):
         assert reason in line
     folder = str(tiny_dataset.preprocessed / "nnUNetPlans_3d_fullres_unlabeled")
     assert complete_cases(folder, nnUNetDatasetBlosc2) == set(tiny_dataset.scans)
+
+
+def test_a_scan_that_overflows_when_it_is_normalized_is_named(tiny_dataset):
+    """Its voxels are finite, what would be stored is not."""
+    plans = copy.deepcopy(tiny_dataset.plans)
+    plans["configurations"]["3d_fullres"]["normalization_schemes"] = ["ZScoreNormalization"]
+    tiny_dataset.write_plans(plans)
+    huge = np.full((8, 9, 10), 7, np.float32)
+    huge[:4] = 3e38
+    write_scan(tiny_dataset, "huge", huge)
+    with pytest.raises(UserError, match=r"huge_0000\.nii\.gz: NaN or infinite after normalization"):
+        run()
+    folder = str(tiny_dataset.preprocessed / "nnUNetPlans_3d_fullres_unlabeled")
+    assert complete_cases(folder, nnUNetDatasetBlosc2) == set(tiny_dataset.scans)
+
+
+def test_a_scan_that_is_constant_after_normalization_is_used_with_a_warning(tiny_dataset, capsys):
+    write_scan(tiny_dataset, "even", np.full((8, 9, 10), 7, np.float32))
+    run()
+    printed = capsys.readouterr().out
+    assert "WARNING: these scans say nothing after normalization" in printed
+    (line,) = [line for line in printed.splitlines() if "every voxel has the same value" in line]
+    assert "even_0000.nii.gz" in line
+
+
+def test_what_a_mac_leaves_behind_is_no_scan(tiny_dataset):
+    run()
+    folder = tiny_dataset.preprocessed / "nnUNetPlans_3d_fullres_unlabeled"
+    for file in list(folder.iterdir()):
+        if file.is_file():
+            (folder / f"._{file.name}").write_bytes(b"Mac OS X")
+    assert complete_cases(str(folder), nnUNetDatasetBlosc2) == set(tiny_dataset.scans)
+    shutil.rmtree(tiny_dataset.images)
+    plans = PlansManager(str(tiny_dataset.preprocessed / "nnUNetPlans.json"))
+    scans = UnlabeledScans(plans, plans.get_configuration("3d_fullres"), tiny_dataset.dataset_json)
+    assert scans.preprocessed(1, print) == sorted(tiny_dataset.scans)
 
 
 def test_four_dimensional_image_has_too_many_channels(tiny_dataset):

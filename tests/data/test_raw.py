@@ -57,6 +57,36 @@ def test_missing_and_surplus_channels(raw):
     assert "b: b_0002.nii.gz is one channel too many" in str(error.value)
 
 
+RGB = {"channel_names": {"0": "R", "1": "G", "2": "B"}, "file_ending": ".png"}
+
+
+@pytest.mark.parametrize(
+    ("labeled", "listed", "scan_files", "accepted"),
+    [
+        (("x_0000.png",), None, 1, True),
+        (("x_0000.png",), None, 3, False),
+        (("x_0000.png", "x_0001.png", "x_0002.png"), None, 1, False),
+        (("x_0000.png", "x_0001.png", "x_0002.png"), None, 3, True),
+        (("x_0000.png", "._x_0001.png"), None, 1, True),  # what a Mac leaves behind is no channel
+        ((), ["images/x.png"], 1, True),
+        ((), ["images/x.png"], 3, False),
+        ((), ["images/r.png", "images/g.png", "images/b.png"], 3, True),
+        ((), None, 1, True),  # a machine that has preprocessed data alone
+        ((), None, 3, True),
+        ((), None, 2, False),
+    ],
+)
+def test_how_many_files_a_scan_has(raw, labeled, listed, scan_files, accepted):
+    """As the labeled images have; where there are none, all channels in one file or a file for each."""
+    folder = raw(*(f"a_{c:04d}.png" for c in range(scan_files)), labeled=labeled)
+    dataset_json = RGB | ({"dataset": {"x": {"images": listed, "label": "x.png"}}} if listed else {})
+    if accepted:
+        assert len(find_unlabeled_images(folder, dataset_json)["a"]) == scan_files
+    else:
+        with pytest.raises(UserError, match="must be laid out as imagesTr is"):
+            find_unlabeled_images(folder, dataset_json)
+
+
 def test_identifier_that_nnunet_takes_for_a_segmentation(raw):
     with pytest.raises(UserError, match=r"a_seg: .*another name"):
         find_unlabeled_images(raw("a_seg_0000.nii.gz"), ONE_CHANNEL)

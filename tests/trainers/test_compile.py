@@ -33,10 +33,13 @@ def test_compiled_training_keeps_features_and_plain_checkpoints(build_trainer, m
     trainer.load_checkpoint(str(tmp_path / "checkpoint.pth"))
 
 
+ONE_VIEW = {"views": "same", "cutmix_probability": 0.0}
 OPTIONS = {
     "as it is": {},
     "sequential_twins": {"sequential_twins": True},
-    "independent_intensities": {"independent_intensities": True},
+    "one view": ONE_VIEW,
+    "one view, sequential_twins": ONE_VIEW | {"sequential_twins": True},
+    "independent_intensities": ONE_VIEW | {"independent_intensities": True},
 }
 
 
@@ -87,3 +90,30 @@ def test_networks_of_other_methods_are_compiled_once(start, monkeypatch, name):
     assert graphs[0] == graphs[1] > 0
     for term in trainer.reaches:
         assert all(output[term] > 0 for output in outputs), term
+
+
+def test_each_batch_size_has_one_static_graph(start, monkeypatch):
+    """Training, pseudo-labels and validation have batches of their own sizes; a second epoch compiles nothing."""
+    dynamic = []
+
+    def backend(graph, inputs):
+        dynamic.append(any(isinstance(x, torch.SymInt) for x in inputs))
+        return graph
+
+    torch._dynamo.reset()
+    monkeypatch.setattr(torch._dynamo.config, "automatic_dynamic_shapes", True)  # torch's default
+    monkeypatch.setattr(nnUNetTrainerDVCL, "_do_i_compile", lambda self: True)
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "compile", partial(torch.compile, backend=backend))
+        trainer = start(nnUNetTrainerDVCL, "2d_tiny", unlabeled_batch_size=3)
+    compiled = []
+    for _ in range(2):
+        trainer.on_train_epoch_start()
+        for _ in range(2):
+            trainer.train_step(next(trainer.dataloader_train))
+        with torch.no_grad():
+            trainer.on_validation_epoch_start()
+            trainer.validation_step(next(trainer.dataloader_val))
+        compiled.append(len(dynamic))
+    assert compiled[0] == compiled[1] > 0
+    assert not any(dynamic)

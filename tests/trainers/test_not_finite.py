@@ -38,14 +38,17 @@ class Spoiled:
     """A loader whose next batches are spoiled while `value` is one."""
 
     def __init__(self, loader):
-        self.loader, self.value = loader, None
+        self.loader, self.value, self.spoiled = loader, None, set()
 
     def __iter__(self):
         return self
 
     def __next__(self):
         batch = next(self.loader)
-        return batch if self.value is None else {**batch, "data": torch.full_like(batch["data"], self.value)}
+        if self.value is None:
+            return batch
+        self.spoiled.update(batch["keys"])
+        return {**batch, "data": torch.full_like(batch["data"], self.value)}
 
 
 @pytest.fixture
@@ -124,7 +127,9 @@ def test_an_epoch_is_told_by_its_good_steps(spoil):
     assert logging["train_losses"] == [outputs[0]["loss"]]
     (line,) = [line for line in Path(trainer.log_file).read_text().splitlines() if "steps were skipped" in line]
     assert "WARNING: 2 of 3 steps were skipped" in line
-    assert {"cps", "total"} <= set(line.rstrip(". ").rpartition(": ")[2].split(", "))
+    terms, cases = line.rstrip(". ").partition("was not finite: ")[2].split(". Cases: ")
+    assert {"cps", "total"} <= set(terms.split(", "))
+    assert cases.split(", ") == sorted(trainer.dataloader_unlabeled.spoiled), "those alone whose images are spoiled"
     assert "supervised_A" not in line
 
     trainer.current_epoch = 1

@@ -16,6 +16,7 @@ from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from
 from surface_distance import compute_robust_hausdorff, compute_surface_dice_at_tolerance, compute_surface_distances
 from tqdm import tqdm
 
+from nnunet_dvcl.data.raw import read_labels
 from nnunet_dvcl.data.storage import write_json
 from nnunet_dvcl.errors import UserError
 from nnunet_dvcl.tools.model_folders import organ_names
@@ -87,8 +88,8 @@ def measure_files(truth: str, prediction: str, dataset_json: dict, tolerance: fl
         UserError: their shapes differ.
     """
     reader = determine_reader_writer_from_dataset_json(dataset_json, truth, verbose=False)()
-    true, properties = reader.read_seg(truth)
-    predicted, _ = reader.read_seg(prediction)
+    true, properties = read_labels(truth, reader)
+    predicted, _ = read_labels(prediction, reader)
     if true.shape != predicted.shape:
         raise UserError(f"{prediction} has the shape {predicted.shape[1:]}, expected {true.shape[1:]} as in {truth}.")
     organs = {name: dataset_json["labels"][name] for name in organ_names(dataset_json)}

@@ -13,6 +13,7 @@ from nnunet_dvcl.data.folders import check_configuration
 from nnunet_dvcl.data.messages import bullet_list
 from nnunet_dvcl.data.storage import write_json
 from nnunet_dvcl.errors import UserError
+from nnunet_dvcl.files import visible_files
 from nnunet_dvcl.lock import locked
 from nnunet_dvcl.tools.configure import configure
 from nnunet_dvcl.tools.dataset import link_images
@@ -266,7 +267,7 @@ def _case_classes(place: Workplace) -> dict[str, list[str]]:
 
 def _cases_of_images_ts(place: Workplace) -> list[str]:
     ending = place.dataset.json["file_ending"]
-    labels = {file.name.removesuffix(ending) for file in place.truth.glob(f"*{ending}")}
+    labels = {name.removesuffix(ending) for name in visible_files(place.truth) if name.endswith(ending)}
     if not labels:
         raise UserError(f"{place.truth} has no labels (*{ending}), which splits.test: {IMAGES_TS} asks for.")
     if missing := [case for case in sorted(labels) if not (place.test_images / f"{case}_0000{ending}").is_file()]:

@@ -15,9 +15,10 @@ from tqdm.contrib.concurrent import thread_map
 
 from nnunet_dvcl.data.folders import IMAGES_FOLDER, find_dataset_name, preprocessed_root, raw_folder
 from nnunet_dvcl.data.messages import bullet_list
-from nnunet_dvcl.data.raw import find_unlabeled_images
+from nnunet_dvcl.data.raw import find_unlabeled_images, read_labels
 from nnunet_dvcl.data.storage import write_json
 from nnunet_dvcl.errors import UserError
+from nnunet_dvcl.files import visible_files
 from nnunet_dvcl.tools.model_folders import organ_names
 from nnunet_dvcl.tools.split.draw import Splits, find_group, group_by, make_splits
 
@@ -77,7 +78,7 @@ def read_case_classes(segmentations: Mapping[str, str], dataset_json: dict) -> d
 
     def read(file: str) -> list[str]:
         try:
-            segmentation, _ = reader.read_seg(file)
+            segmentation, _ = read_labels(file, reader)
         except Exception as error:
             raise UserError(f"{file} cannot be read: {type(error).__name__}: {error}") from error
         return [name for name, labels in values.items() if any((segmentation == label).any() for label in labels)]
@@ -93,7 +94,7 @@ def _find_segmentations(name: str, folder: str) -> tuple[dict[str, str], dict]:
     if isdir(where) and isfile(join(folder, "dataset.json")):
         dataset_json = load_json(join(folder, "dataset.json"))
         ending = dataset_json["file_ending"]
-        names = sorted(file for file in os.listdir(where) if file.endswith(ending) and not file.startswith("."))
+        names = [file for file in visible_files(where) if file.endswith(ending)]
         segmentations = {file.removesuffix(ending): join(where, file) for file in names}
     elif isfile(join(raw_folder(name), "dataset.json")):
         where = raw_folder(name)

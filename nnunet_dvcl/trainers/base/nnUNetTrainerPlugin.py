@@ -64,6 +64,9 @@ class nnUNetTrainerPlugin(nnUNetTrainer):
         self._respect_num_threads()
         self._seed_everything()
         self.skipped = SkippedSteps()
+        if self._do_i_compile():
+            # each of our few batch sizes gets a static graph, which is faster than one for all sizes
+            torch._dynamo.config.automatic_dynamic_shapes = False
         with _wrapped_on(self.device) if self.is_ddp else nullcontext():
             super().initialize()
         if self.dataset_class is nnUNetDatasetNumpy:
@@ -193,13 +196,13 @@ class nnUNetTrainerPlugin(nnUNetTrainer):
     def _clip_gradients(self) -> Tensor:
         return nn.utils.clip_grad_norm_(self.network.parameters(), 12)
 
-    def count_step(self, skipped: bool, losses: dict[str, float]) -> None:
+    def count_step(self, skipped: bool, losses: dict[str, float], *batches: dict) -> None:
         """Counts the steps whose loss or gradients were not finite, and stops the training after too many in a row.
 
         Raises:
-            UserError: names the losses. The weights, which none of these steps changed, are saved before.
+            UserError: names the losses and the cases. The weights, which none of these steps changed, are saved before.
         """
-        self.skipped.count(skipped, losses)
+        self.skipped.count(skipped, losses, batches)
         if self.skipped.in_a_row < MOST_SKIPPED_IN_A_ROW:
             return
         file = join(self.output_folder, "checkpoint_latest.pth")
@@ -208,8 +211,9 @@ class nnUNetTrainerPlugin(nnUNetTrainer):
         saved = "Nothing is saved: checkpoints are disabled" if self.disable_checkpointing else f"{file} is from before"
         raise UserError(
             f"The loss or its gradients were not finite in {self.skipped.in_a_row} steps in a row "
-            f"({self.skipped.names()}). They were skipped and changed no weight. {saved}. Is there an image with NaN "
-            "or extreme values (nnUNetv2_plan_and_preprocess --verify_dataset_integrity)? Is ssl.initial_lr too high?"
+            f"({self.skipped.names()}). They were skipped and changed no weight. {saved}. Cases in such steps: "
+            f"{self.skipped.case_names()}. Is there an image with NaN or extreme values (nnUNetv2_plan_and_preprocess "
+            "--verify_dataset_integrity)? Is ssl.initial_lr too high?"
         )
 
     def on_train_epoch_end(self, train_outputs: list[dict]) -> None:
@@ -218,9 +222,9 @@ class nnUNetTrainerPlugin(nnUNetTrainer):
         if len(done) < len(train_outputs):
             self.print_to_log_file(
                 f"WARNING: {len(train_outputs) - len(done)} of {len(train_outputs)} steps were skipped, because "
-                f"{self.skipped.reason()}."
+                f"{self.skipped.reason()}. Cases: {self.skipped.case_names()}."
             )
-        self.skipped.not_finite.clear()
+        self.skipped.forget_epoch()
 
     def save_checkpoint(self, filename: str) -> None:
         """Raises ``UserError`` where it cannot be written; what `filename` was before is unchanged then."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from nnunet_dvcl import distributed
+from nnunet_dvcl.errors import UserError
 from nnunet_dvcl.labels import Labels, labels_of
 from nnunet_dvcl.networks import freeze_idle_layers, full_resolution, ready_to_gather, run_again_for_gradients, unwrap
 from nnunet_dvcl.options import Count, Flag, Share, Weight, or_null
@@ -64,6 +65,7 @@ class nnUNetTrainerSSL(UnlabeledStream, LoggedValues, nnUNetTrainerPlugin):
     config_class: ClassVar[type[SSLConfig]] = SSLConfig
     student_names: ClassVar[tuple[str, ...]] = ("A",)
     reaches: ClassVar[Mapping[str, Reach]] = {}  # term of `ssl_terms` -> what its gradient reaches
+    needs_float64: ClassVar[bool] = False  # which mps devices lack: draws, and sums over all voxels of a batch, do
     config: SSLConfig
     labels: Labels
     companions: nn.ModuleDict
@@ -123,6 +125,7 @@ class nnUNetTrainerSSL(UnlabeledStream, LoggedValues, nnUNetTrainerPlugin):
 
     def initialize(self) -> None:
         self._refuse_the_base()
+        self._refuse_mps()
         super().initialize()
         self.labels = labels_of(self.label_manager)
         self.iteration = 0
@@ -142,6 +145,13 @@ class nnUNetTrainerSSL(UnlabeledStream, LoggedValues, nnUNetTrainerPlugin):
         name = type(self).__name__
         if type(self).ssl_terms is nnUNetTrainerSSL.ssl_terms:
             raise NotImplementedError(f"{name} is the base of the methods: train with one, e.g. nnUNetTrainerDVCL.")
+
+    def _refuse_mps(self) -> None:
+        if self.needs_float64 and self.device.type == "mps":
+            raise UserError(
+                f"{type(self).__name__} computes in float64, which mps lacks. Train with -device cpu, on a CUDA GPU, "
+                "or with a method that needs none, such as nnUNetTrainerCPS: nnunet_dvcl doctor lists them."
+            )
 
     # ---------------------------------------------------------------- training
 
@@ -165,7 +175,8 @@ class nnUNetTrainerSSL(UnlabeledStream, LoggedValues, nnUNetTrainerPlugin):
         """The supervised loss of each student, the method's terms, one update; returns what is logged."""
         self.check_labels(batch)
         self.optimizer.zero_grad(set_to_none=True)
-        terms, statistics = self._compute_terms(batch)
+        unlabeled = next(self.dataloader_unlabeled)
+        terms, statistics = self._compute_terms(batch, unlabeled)
         self.loss_terms = tuple(terms)
         total = sum(term.weight * term.value for term in terms.values())
         updated = self.update_weights(total)
@@ -174,16 +185,16 @@ class nnUNetTrainerSSL(UnlabeledStream, LoggedValues, nnUNetTrainerPlugin):
         if not on_host["skipped_steps"]:
             self.after_step()
         self.iteration += 1
-        self.count_step(on_host["skipped_steps"], {name: on_host[name] for name in values})
+        self.count_step(on_host["skipped_steps"], {name: on_host[name] for name in values}, batch, unlabeled)
         # nnU-Net's own curves compare the training with the validation loss, so this is A's supervised loss
         return {"loss": on_host[self.loss_terms[0]], **on_host}
 
-    def _compute_terms(self, batch: dict) -> tuple[dict[str, Term], dict[str, Tensor | float]]:
+    def _compute_terms(self, labeled: dict, unlabeled: dict) -> tuple[dict[str, Term], dict[str, Tensor | float]]:
         """All terms of the loss, and the method's statistics.
 
         Apart from the update, so that outputs and features that no gradient needs are free by then.
         """
-        step = self._begin_step(batch, next(self.dataloader_unlabeled))
+        step = self._begin_step(labeled, unlabeled)
         step.views = self.views(step)
         with self.autocast():
             for name in self.students():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -62,15 +62,17 @@ class SkippedSteps:
 
     in_a_row: int = 0
     not_finite: set[str] = field(default_factory=set)  # terms of the loss, and gradients, in this epoch
+    cases: set[str] = field(default_factory=set)  # of these steps in this epoch
 
-    def count(self, skipped: bool, losses: dict[str, float]) -> None:
-        """One step more, and its losses by their names."""
+    def count(self, skipped: bool, losses: dict[str, float], batches: Sequence[dict]) -> None:
+        """One step more, its losses by their names, and what the loaders gave for it."""
         if not skipped:
             self.in_a_row = 0
             return
         self.in_a_row += 1
         terms = {name for name, loss in losses.items() if not math.isfinite(loss)}
         alone = distributed.world_size() == 1
+        self.cases |= _suspects(batches)
         self.not_finite |= terms or {"gradients" if alone else "gradients, or the loss of another process"}
 
     def reason(self) -> str:
@@ -78,5 +80,20 @@ class SkippedSteps:
             return "gradients were not finite"
         return f"the loss was not finite: {self.names()}"
 
+    def forget_epoch(self) -> None:
+        self.not_finite.clear()
+        self.cases.clear()
+
+    def case_names(self) -> str:
+        """The first of them."""
+        shown = sorted(self.cases)[:10]
+        return ", ".join(shown) + (f" and {len(self.cases) - 10} more" if len(self.cases) > 10 else "")
+
     def names(self) -> str:
         return ", ".join(sorted(self.not_finite))
+
+
+def _suspects(batches: Sequence[dict]) -> set[str]:
+    """Cases with an image that is not finite; where there is none, all that took part."""
+    images = [pair for batch in batches for pair in zip(batch["keys"], batch["data"], strict=True)]
+    return {key for key, image in images if not image.isfinite().all()} or {key for key, _ in images}

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 
+import numpy as np
 import pytest
 import SimpleITK as sitk
 
@@ -54,6 +55,16 @@ def test_raw_and_preprocessed_data_give_the_same_split(tiny_dataset, tmp_path, m
     monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path / "elsewhere"))
     assert split_dataset("901", labeled=0.5, test=0.2, num_folds=2) == preprocessed
     assert read(tmp_path / "elsewhere" / tiny_dataset.name / "test_cases.json") == preprocessed.test
+
+
+def test_float_labels_are_read_as_nnunet_trains_on_them(tiny_dataset):
+    """1.0000001 is 1, and so is 1.9: nnU-Net cuts fractions off."""
+    before = split_dataset("901", labeled=0.5, num_folds=2)
+    for file in (tiny_dataset.preprocessed / "gt_segmentations").glob("*.nii.gz"):
+        labels = sitk.GetArrayFromImage(sitk.ReadImage(str(file))).astype(np.float32)
+        labels[labels > 0] += 0.4
+        sitk.WriteImage(sitk.GetImageFromArray(labels), str(file))
+    assert split_dataset("901", labeled=0.5, num_folds=2, force=True) == before
 
 
 def test_the_seed_and_all_options_arrive(tiny_dataset):
