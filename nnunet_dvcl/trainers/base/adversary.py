@@ -89,7 +89,8 @@ class Discriminator(nn.Module):
 class Adversary:
     """``self.memory["adversary"]``: trained against the networks, on the maps of the step before its update.
 
-    Equal on all ranks, in the networks' precision, and idle in a step that is skipped.
+    Equal on all ranks, in the networks' precision, and idle in a step that is skipped. Labeled patches that nnU-Net has
+    drawn around an organ are not shown to it: unlabeled ones are drawn anywhere, and it would tell them by that.
     """
 
     config: AdversaryConfig
@@ -113,6 +114,12 @@ class Adversary:
         """Of the maps that the adversary sees; by default one a channel of the networks' output."""
         return self.label_manager.num_segmentation_heads
 
+    @property
+    def num_drawn_anywhere(self) -> int:
+        """How many labeled patches, a batch's first, are not drawn around an organ; all where that is not known."""
+        share_around_organs = 0.0 if self.probabilistic_oversampling else self.oversample_foreground_percent
+        return round(self.batch_size * (1 - share_around_organs))
+
     def fool(self, step: Step, maps: Tensor) -> Tensor:
         """The networks' term: the adversary should take maps of unlabeled images for those of labeled ones.
 
@@ -128,18 +135,20 @@ class Adversary:
         unlabeled = maps[number:].where(step.valid[:, None], maps[number:].detach())
         with adversary.frozen(), self.autocast():
             logits = adversary(unlabeled, image[number:])
-        return _mean_cross_entropy(logits, torch.ones_like(logits))
+        return _mean_cross_entropy(logits, 1.0)
 
     def after_step(self) -> None:
         super().after_step()
         if self._shown is None:
             return
         (maps, image, number), self._shown = self._shown, None
+        labeled = min(number, self.num_drawn_anywhere)
+        maps, image = (torch.cat((x[:labeled], x[number:])) for x in (maps, image))
         adversary = self.memory["adversary"]
         adversary.optimizer.zero_grad(set_to_none=True)
         with self.autocast():
             logits = self._adversary_in_training(maps, image)
-        loss = _mean_cross_entropy(logits, torch.arange(len(logits), device=logits.device) < number)
+        loss = (_mean_cross_entropy(logits[:labeled], 1.0) + _mean_cross_entropy(logits[labeled:], 0.0)) / 2
         parameters = list(adversary.parameters())
         update(loss, adversary.optimizer, adversary.scaler, lambda: nn.utils.clip_grad_norm_(parameters, 12))
 
@@ -148,7 +157,9 @@ class Adversary:
         self._adversary_schedule.step(self.current_epoch)
 
 
-def _mean_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
-    """Over the patches of all ranks: [B] -> []."""
-    total = F.binary_cross_entropy_with_logits(logits.float(), target.float(), reduction="sum")
-    return total / distributed.mean(torch.tensor(len(logits), device=logits.device))
+def _mean_cross_entropy(logits: Tensor, target: float) -> Tensor:
+    """Over the patches of all ranks, which have the same target: [B] -> []; 0 where there are none."""
+    logits = logits.float()
+    total = F.binary_cross_entropy_with_logits(logits, torch.full_like(logits, target), reduction="sum")
+    count = distributed.mean(torch.tensor(len(logits), device=logits.device))
+    return total / count.where(count > 0, 1)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from nnunet_dvcl.trainers.base import Adversary, AdversaryConfig, Reach, Term, nnUNetTrainerSSL
+from nnunet_dvcl.trainers.base import adversary as adversary_module
 from nnunet_dvcl.trainers.base.adversary import Discriminator
 
 
@@ -94,6 +95,38 @@ def test_its_gradient_never_reaches_padding(start):
     other = maps.detach().clone()
     other[2:, :, :4] = 5.0
     assert trainer.fool(step, other) != trainer.fool(step, maps)
+
+
+def test_it_is_not_shown_what_was_drawn_around_an_organ(start):
+    """Else it tells labeled patches by the foreground in them, and asks the network for more of it."""
+    trainer = start(nnUNetTrainerFooling, "2d_tiny")
+    loader = trainer.dataloader_train.data_loader
+    for trainer.batch_size in range(1, 9):
+        loader.batch_size = trainer.batch_size
+        around = [loader.get_do_oversample(place) for place in range(trainer.batch_size)]
+        assert around == sorted(around), "the last ones"
+        assert trainer.num_drawn_anywhere == around.count(False)
+
+    trainer.batch_size, shown = 2, []
+    trainer.memory["adversary"].register_forward_pre_hook(lambda _, given: shown.append(given))
+    maps, image = torch.rand(4, 3, 16, 16), torch.randn(4, 1, 16, 16)
+    for trainer.probabilistic_oversampling, seen in ((False, [0, 2, 3]), (True, [0, 1, 2, 3])):
+        trainer._shown = maps, image, 2
+        trainer.after_step()
+        assert all(map(torch.equal, shown.pop(), (maps[seen], image[seen])))
+
+
+def test_labeled_and_unlabeled_patches_weigh_the_same(start, monkeypatch):
+    """However many there are of either; the published loss has as many of each."""
+    trainer = start(nnUNetTrainerFooling, "2d_tiny")
+    losses, maps, image = [], torch.rand(4, 3, 16, 16), torch.randn(4, 1, 16, 16)
+    monkeypatch.setattr(adversary_module, "update", lambda loss, *_: losses.append(loss.item()))
+    answers = trainer.memory["adversary"].eval()(maps, image).tolist()
+    trainer._shown = maps, image, 1
+    trainer.after_step()
+    labeled, *unlabeled = (1 / (1 + math.exp(-answer)) for answer in answers)
+    expected = -math.log(labeled) / 2 - sum(math.log(1 - p) for p in unlabeled) / 3 / 2
+    assert losses == [pytest.approx(expected, rel=1e-5)]
 
 
 def test_it_drops_channels_while_it_learns_alone(start):
