@@ -14,7 +14,12 @@ from nnunetv2.training.nnUNetTrainer.variants.network_architecture.nnUNetTrainer
 
 import nnunet_dvcl.trainers as trainers
 from nnunet_dvcl.data import preprocess_unlabeled
-from nnunet_dvcl.trainers import nnUNetTrainerDVCL
+from nnunet_dvcl.trainers import (
+    nnUNetTrainerCPS,
+    nnUNetTrainerDVCL,
+    nnUNetTrainerMT_WeakStrong,
+    nnUNetTrainerSupervised,
+)
 
 TRAINERS = [name for name in trainers.__all__ if name != "nnUNetTrainerSSL"]
 PATCHES = {"2d": [16, 16], "3d": [8, 8, 8]}
@@ -75,7 +80,8 @@ def without_deep_supervision(trainer_class: type) -> type:
     return type(f"{trainer_class.__name__}_noDS", (trainer_class, nnUNetTrainerNoDeepSupervision), {})
 
 
-CELLS = list(itertools.product(PATCHES, ["labels", "ignore", "regions", "regions + ignore"], [True, False]))
+MODES = ["labels", "ignore", "regions", "regions + ignore"]
+CELLS = list(itertools.product(PATCHES, MODES, [True, False]))
 # in 8 of the 16 cells every pair of values meets: each label mode in both dimensions, each with either supervision
 PAIRWISE = [
     (dimension, label_mode, deep_supervision)
@@ -83,16 +89,34 @@ PAIRWISE = [
     if (list(PATCHES).index(dimension) + place // 2 + deep_supervision) % 2
 ]
 IN_FULL = ("nnUNetTrainerCPS", "nnUNetTrainerDVCL")
+PAPERS_OWN = (nnUNetTrainerSupervised, nnUNetTrainerCPS, nnUNetTrainerMT_WeakStrong)
+OTHER_METHODS = [name for name in TRAINERS if not issubclass(getattr(trainers, name), PAPERS_OWN)]
 
 
-def test_every_pair_of_values_is_in_some_cell():
+def _cells_of_another_method(place: int) -> list[tuple[str, str, bool]]:
+    """One in 2d and one in 3d, which share no value: one has regions, one an ignore label, one deep supervision."""
+    mode, deep_supervision = place % 4, place // 4 % 2 == 0
+    return [("2d", MODES[mode], deep_supervision), ("3d", MODES[3 - mode], not deep_supervision)]
+
+
+def _cells(name: str) -> list[tuple[str, str, bool]]:
+    if name in OTHER_METHODS:
+        return _cells_of_another_method(OTHER_METHODS.index(name))
+    return CELLS if name in IN_FULL else PAIRWISE
+
+
+OF_OTHER_METHODS = [cell for name in OTHER_METHODS for cell in _cells(name)]
+
+
+@pytest.mark.parametrize("cells", [PAIRWISE, OF_OTHER_METHODS], ids=["one trainer", "all other methods"])
+def test_every_pair_of_values_is_in_some_cell(cells):
     for first, second in itertools.combinations(range(3), 2):
-        assert {(cell[first], cell[second]) for cell in PAIRWISE} == {(cell[first], cell[second]) for cell in CELLS}
+        assert {(cell[first], cell[second]) for cell in cells} == {(cell[first], cell[second]) for cell in CELLS}
 
 
 @pytest.mark.parametrize(
     ("name", "dimension", "label_mode", "deep_supervision"),
-    [(name, *cell) for name in TRAINERS for cell in (CELLS if name in IN_FULL else PAIRWISE)],
+    [(name, *cell) for name in TRAINERS for cell in _cells(name)],
 )
 def test_contract(builder, name, dimension, deep_supervision):
     trainer_class = getattr(trainers, name)

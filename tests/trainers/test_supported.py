@@ -213,7 +213,7 @@ def test_anisotropic_patches(tiny_dataset, contract, build_trainer, ssl):
         assert next(augmenter)["data"].shape == (2, 2 if ssl else 1, 4, 16, 16)
 
 
-@pytest.mark.parametrize("trainer_class", [nnUNetTrainerUAMT, nnUNetTrainerSASSNet, nnUNetTrainerDTC])
+@pytest.mark.parametrize("trainer_class", [nnUNetTrainerUAMT, nnUNetTrainerSASSNet])
 def test_anisotropic_patches_of_other_methods(tiny_dataset, contract, trainer_class):
     """Dropout, adversary and signed distances; the distances are those of voxels that are three times as thick."""
     change(tiny_dataset, {}, "3d_fullres", patch_size=[4, 16, 16], spacing=[3.0, 1.0, 1.0])
@@ -259,10 +259,7 @@ def test_batch_size_one(tiny_dataset, contract, trainer_class):
 # ---------------------------------------------------------------- labels
 
 
-@pytest.mark.parametrize(
-    "trainer_class",
-    [nnUNetTrainerDVCL, nnUNetTrainerCL_VCL, nnUNetTrainerUAMT, nnUNetTrainerSASSNet, nnUNetTrainerDTC],
-)
+@pytest.mark.parametrize("trainer_class", [nnUNetTrainerDVCL, nnUNetTrainerCL_VCL, nnUNetTrainerSASSNet])
 def test_two_classes(tiny_dataset, contract, trainer_class):
     change(tiny_dataset)
     write_dataset_json(tiny_dataset, labels={"background": 0, "organ": 1})
@@ -271,9 +268,7 @@ def test_two_classes(tiny_dataset, contract, trainer_class):
     assert trainer.labels.num_classes == trainer.labels.width == 2
 
 
-@pytest.mark.parametrize(
-    "trainer_class", [nnUNetTrainerDVCL, nnUNetTrainerUAMT, nnUNetTrainerSASSNet, nnUNetTrainerDTC]
-)
+@pytest.mark.parametrize("trainer_class", [nnUNetTrainerDVCL, nnUNetTrainerUAMT, nnUNetTrainerDTC])
 def test_one_region(tiny_dataset, contract, trainer_class):
     """A single sigmoid: two classes, one channel."""
     change(tiny_dataset)
@@ -283,10 +278,7 @@ def test_one_region(tiny_dataset, contract, trainer_class):
     assert trainer.label_manager.num_segmentation_heads == 1
 
 
-@pytest.mark.parametrize(
-    "trainer_class",
-    [nnUNetTrainerDVCL, nnUNetTrainerCL_VCL, nnUNetTrainerUAMT, nnUNetTrainerSASSNet, nnUNetTrainerDTC],
-)
+@pytest.mark.parametrize("trainer_class", [nnUNetTrainerDVCL, nnUNetTrainerCL_VCL, nnUNetTrainerDTC])
 def test_fourteen_classes(tiny_dataset, contract, trainer_class):
     """As many as the paper's larger data set has; a patch holds only some of them."""
     change(tiny_dataset)
