@@ -93,13 +93,15 @@ def test_both_networks_drop_channels_in_training_alone_and_keep_their_names(star
     image = torch.randn(1, 1, *trainer.configuration_manager.patch_size)
     for network in (unwrap(trainer.network), trainer.memory["teacher"]):
         assert network.state_dict().keys() == plain.state_dict().keys()
-        kept = []
+        kept, coarsest = [], []
         network.decoder.seg_layers[-1].register_forward_hook(lambda _, inputs, __, kept=kept: kept.append(inputs[0]))
+        network.encoder.stages[-1].register_forward_hook(lambda _, __, output, kept=coarsest: kept.append(output))
         with torch.no_grad():
             for _ in range(20):
                 network.train()(image)
-            share = torch.stack([(x == 0).flatten(2).all(2).float().mean() for x in kept]).mean()
-            assert 0.3 < share < 0.7, "of the channels before the last layer"
+            for features in (kept, coarsest):
+                share = torch.stack([(x == 0).flatten(2).all(2).float().mean() for x in features]).mean()
+                assert 0.3 < share < 0.7, "of the channels before the last layer, and of what the encoder ends with"
             runs = [network.eval()(image) for _ in range(2)]
         assert all(map(torch.equal, *((run if isinstance(run, list) else [run]) for run in runs)))
     with torch.no_grad():

@@ -1,6 +1,5 @@
 """A teacher that is the running average of network A."""
 
-import copy
 import math
 
 import torch
@@ -69,8 +68,12 @@ def test_buffers_are_copied_not_averaged(start):
 
 def test_it_sees_in_the_networks_mode_and_at_full_resolution(start):
     trainer = start(nnUNetTrainerTaught, "2d_tiny")
-    assert trainer.memory["teacher"].training
+    for _ in range(2):
+        trainer.train_step(next(trainer.dataloader_train))
+    teacher = trainer.memory["teacher"]
+    assert teacher.training
     image = torch.randn(2, 1, 16, 16)
-    teacher = copy.deepcopy(unwrap(trainer.network))
     with torch.no_grad():
-        assert torch.equal(trainer.teach(image), teacher(image)[0])
+        assert torch.equal(trainer.teach(image), teacher(image))
+        assert teacher(image).shape == (2, 3, 16, 16)
+        assert not torch.equal(trainer.teach(image), unwrap(trainer.network)(image)[0]), "it is no student"
