@@ -24,6 +24,8 @@ class _Labels:
     """What softmax labels and sigmoid regions have in common."""
 
     num_classes: int
+    num_decisions: int  # that a voxel makes: for one of the labels, or in and out of each region
+    num_foreground: int  # F
     ignore_label: int | None
 
     def to_target(self, classes: Tensor, like: Tensor | list[Tensor] | None = None) -> Tensor | list[Tensor]:
@@ -61,6 +63,7 @@ class SoftmaxLabels(_Labels):
     """
 
     has_regions = False
+    num_decisions = 1
 
     def __init__(self, num_classes: int, ignore_label: int | None = None):
         self.num_classes = num_classes
@@ -75,6 +78,10 @@ class SoftmaxLabels(_Labels):
         """What each channel of the output says, [B, C, *S] at least float32, with graph."""
         return self.probabilities(logits)
 
+    def decisions(self, logits: Tensor) -> Tensor:
+        """What each voxel decides: the one of C classes. [B, C, 1, *S], sums to 1 over the classes, with graph."""
+        return self.probabilities(logits).unsqueeze(2)
+
     def entropy(self, logits: Tensor) -> Tensor:
         """Eq. 4, [B, *S] in nats, between 0 and `max_entropy`."""
         return voxel_entropy(self.probabilities(logits))
@@ -88,6 +95,20 @@ class SoftmaxLabels(_Labels):
     def class_probabilities(self, logits: Tensor) -> Tensor:
         """[B, num_classes, *S], sums to 1; without graph."""
         return self.probabilities(logits)
+
+    @property
+    def num_foreground(self) -> int:
+        """F, the labels beside background."""
+        return self.num_classes - 1
+
+    def foreground(self, channels: Tensor) -> Tensor:
+        """Of [B, C, *S] the channels of the labels beside background: [B, F, *S]."""
+        return channels[:, 1:]
+
+    def inside(self, target: Tensor) -> Tensor:
+        """The voxels of each label beside background in what nnU-Net's loss takes, [B, 1, *S] -> [B, F, *S] bool."""
+        labels = torch.arange(1, self.num_classes, device=target.device)
+        return target == labels.view(-1, *[1] * (target.ndim - 2))
 
     @torch.no_grad()
     def predicted(self, logits: Tensor) -> Tensor:
@@ -142,6 +163,10 @@ class SigmoidRegions(_Labels):
         """How likely a voxel lies in each region, [B, R, *S] at least float32, with graph."""
         return at_least_float32(logits).sigmoid()
 
+    def decisions(self, logits: Tensor) -> Tensor:
+        """What each voxel decides: for each region, in or out. [B, 2, R, *S], sums to 1 over in and out, with graph."""
+        return self._in_and_out(logits).unflatten(1, (2, -1))
+
     def entropy(self, logits: Tensor) -> Tensor:
         """The mean binary entropy over regions, [B, *S] in nats, between 0 and `max_entropy`."""
         return voxel_entropy(self._in_and_out(logits)) / len(self._regions)
@@ -162,6 +187,24 @@ class SigmoidRegions(_Labels):
             not_painted_over = outside[:, region] * not_painted_over
         likely[:, 0] += not_painted_over
         return likely
+
+    @property
+    def num_decisions(self) -> int:
+        """R, each made for itself."""
+        return len(self._regions)
+
+    @property
+    def num_foreground(self) -> int:
+        """F, the regions; none of them is background."""
+        return len(self._regions)
+
+    def foreground(self, channels: Tensor) -> Tensor:
+        """[B, R, *S], as they are."""
+        return channels
+
+    def inside(self, target: Tensor) -> Tensor:
+        """The voxels of each region in what nnU-Net's loss takes, [B, R, *S] and a last channel -> [B, R, *S] bool."""
+        return target[:, : len(self._regions)].bool()
 
     @torch.no_grad()
     def predicted(self, logits: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What methods add to a network: taps on its layers, a feature head, a second run for its gradients."""
+"""What methods add to a network: taps on its layers, dropout, a feature head, a second run for its gradients."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from weakref import WeakSet
 import torch
 from torch import Tensor, nn
 from torch._dynamo import OptimizedModule
+from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
@@ -33,9 +34,9 @@ def last_segmentation_layer(network: nn.Module) -> nn.Module:
     layers = getattr(getattr(unwrap(network), "decoder", None), "seg_layers", None)
     if not layers:
         raise NotImplementedError(
-            f"{type(unwrap(network)).__name__} has no decoder.seg_layers: the contrast takes its features from the "
-            "input of the decoder's last segmentation layer. Use one of nnU-Net's U-Nets, or a method without "
-            "contrast: nnUNetTrainerCPS."
+            f"{type(unwrap(network)).__name__} has no decoder.seg_layers, and this method needs the input of the "
+            "decoder's last segmentation layer. Use one of nnU-Net's U-Nets, or a method that looks at the output "
+            "alone: nnUNetTrainerCPS."
         )
     return layers[-1]
 
@@ -49,6 +50,24 @@ def freeze_idle_layers(network: nn.Module) -> nn.Module:
     if getattr(decoder, "deep_supervision", None) is False:
         decoder.seg_layers[:-1].requires_grad_(False)
     return network
+
+
+def drop_channels(network: nn.Module, probability: float) -> None:
+    """Drops whole channels in training mode: of what the encoder ends with, and before the last segmentation layer.
+
+    That is where UA-MT (Yu et al., MICCAI 2019, section 3) does. As hooks, so that the weights' names are those of the
+    plan's network. Call it before the first compiled forward, else ``torch.compile`` does not see them.
+
+    Raises:
+        NotImplementedError: the network has no segmentation layers.
+    """
+    last_layer, last_stage = last_segmentation_layer(network), unwrap(network).encoder.stages[-1]
+
+    def drop(features: Tensor) -> Tensor:
+        return (F.dropout3d if features.ndim == 5 else F.dropout2d)(features, probability)
+
+    last_stage.register_forward_hook(lambda layer, _, output: drop(output) if layer.training else None)
+    last_layer.register_forward_pre_hook(lambda layer, inputs: drop(inputs[0]) if layer.training else None)
 
 
 def full_resolution(output: Tensor | list[Tensor]) -> Tensor:

@@ -12,4 +12,5 @@ SMALL = {
     "num_queries": 32,
     "queue_capacity": 128,
     "outlier_neighbors": 20,
+    "adversary_width": 4,
 }

@@ -6,16 +6,18 @@ from nnunet_dvcl.data.loader import (
     divide_workers,
     start_augmenter,
     stop_augmenter,
-    unlabeled_transforms,
     with_own_random_numbers,
 )
+from nnunet_dvcl.data.padding import unlabeled_transforms, with_valid_voxels
 from nnunet_dvcl.data.preprocess import preprocess_unlabeled
+from nnunet_dvcl.data.signed_distances import AddSignedDistances, signed_distances
 from nnunet_dvcl.data.unlabeled_dataset import ImageMask, NumpyDataset, UnlabeledDataset, get_unlabeled_dataset
 from nnunet_dvcl.data.views import TWINS, WEAK_STRONG, View, make_views
 
 __all__ = [
     "TWINS",
     "WEAK_STRONG",
+    "AddSignedDistances",
     "ImageMask",
     "NumpyDataset",
     "UnlabeledDataset",
@@ -26,8 +28,10 @@ __all__ = [
     "get_unlabeled_dataset",
     "make_views",
     "preprocess_unlabeled",
+    "signed_distances",
     "start_augmenter",
     "stop_augmenter",
     "unlabeled_transforms",
     "with_own_random_numbers",
+    "with_valid_voxels",
 ]

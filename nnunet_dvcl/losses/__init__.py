@@ -1,6 +1,7 @@
 """Losses: pure functions and small modules of rows (for pseudo-labels: of logits). No nnU-Net, device or epoch."""
 
 from nnunet_dvcl.losses.complementary_labels import complementary_label_contrast
+from nnunet_dvcl.losses.consistency import consistency
 from nnunet_dvcl.losses.distance_aware import DistanceAwareContrastiveLoss
 from nnunet_dvcl.losses.entropy import voxel_entropy
 from nnunet_dvcl.losses.high_quality import HighQualityContrastiveLoss
@@ -9,6 +10,7 @@ from nnunet_dvcl.losses.neighborhoods import Neighborhoods, find_neighborhoods
 from nnunet_dvcl.losses.nn_clr import nn_clr
 from nnunet_dvcl.losses.pseudo_label_cross_entropy import pseudo_label_cross_entropy
 from nnunet_dvcl.losses.rampup import gaussian_rampup
+from nnunet_dvcl.losses.signed_distance import dual_task_consistency, signed_distance_error
 from nnunet_dvcl.losses.sim_clr import sim_clr
 from nnunet_dvcl.losses.sn_clr import positiveness, sn_clr
 from nnunet_dvcl.losses.soft_neighbor_likelihood import soft_neighbor_likelihood
@@ -18,12 +20,15 @@ __all__ = [
     "HighQualityContrastiveLoss",
     "Neighborhoods",
     "complementary_label_contrast",
+    "consistency",
+    "dual_task_consistency",
     "find_neighborhoods",
     "gaussian_rampup",
     "info_nce",
     "nn_clr",
     "positiveness",
     "pseudo_label_cross_entropy",
+    "signed_distance_error",
     "sim_clr",
     "sn_clr",
     "soft_neighbor_likelihood",

@@ -155,18 +155,33 @@ def _unlabeled_noise(trainer) -> dict:
 
 
 def _labeled_noise(trainer) -> dict:
-    """A batch as nnU-Net's loaders make it."""
-    size, patch_size = trainer.configuration_manager.batch_size, trainer.configuration_manager.patch_size
-    labels, scales = trainer.label_manager, trainer._get_deep_supervision_scales()
-    channels, values = 1, labels.num_segmentation_heads
-    if labels.has_regions:
-        channels, values = labels.num_segmentation_heads + labels.has_ignore_label, 2
-    targets = []
-    for scale in scales or [[1.0] * len(patch_size)]:
-        shape = [round(n * s) for n, s in zip(patch_size, scale, strict=True)]
-        targets.append(torch.randint(values, (size, channels, *shape), dtype=torch.int16))
-    image = torch.randn(size, _num_channels(trainer), *patch_size)
-    return {"data": image, "target": targets if scales else targets[0], "keys": ["noise"] * size}
+    """A batch as nnU-Net's loaders make it: noise that has gone through the trainer's transforms."""
+    rotation, dummy_2d, size, mirror_axes = trainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+    configuration, labels = trainer.configuration_manager, trainer.label_manager
+    transforms = trainer.get_training_transforms(
+        configuration.patch_size,
+        rotation,
+        trainer._get_deep_supervision_scales(),
+        mirror_axes,
+        dummy_2d,
+        use_mask_for_norm=configuration.use_mask_for_norm,
+        is_cascaded=trainer.is_cascaded,
+        foreground_labels=labels.foreground_labels,
+        regions=labels.foreground_regions if labels.has_regions else None,
+        ignore_label=labels.ignore_label,
+    )
+    values = torch.tensor(sorted(labels.all_labels), dtype=torch.int16)
+    patches = [
+        transforms(
+            image=torch.randn(num_channels(trainer.dataset_json), *size),
+            segmentation=values[torch.randint(len(values), (1 + trainer.is_cascaded, *size))],
+        )
+        for _ in range(configuration.batch_size)
+    ]
+    images, targets = ([patch[key] for patch in patches] for key in ("image", "segmentation"))
+    of_levels = isinstance(targets[0], list)
+    target = [torch.stack(level) for level in zip(*targets, strict=True)] if of_levels else torch.stack(targets)
+    return {"data": torch.stack(images), "target": target, "keys": ["noise"] * len(patches)}
 
 
 def _held_between_steps(trainer) -> int:

@@ -36,6 +36,15 @@ METHODS = (
     *("CPS", "CPS_HqCL", "DVCL", "CL_VCL"),
     *("DVCL_InfoNCE", "DVCL_SimCLR", "DVCL_NNCLR", "DVCL_SNCLR", "DVCL_LogLikelihood_SNCLRWeights"),
 )
+OTHERS = ("MT", "UAMT", "DAN", "DTC", "SASSNet")
+# nor to rounding, which a steep surface makes larger
+WITHOUT_CHANCE = {
+    "teacher_noise": 0.0,
+    "dropout": 0.0,
+    "certain_entropy": 0.95,
+    "adversary_dropout": 0.0,
+    "steepness": 10.0,
+}
 WITHOUT_DEEP_SUPERVISION = ("CPS_Paper", "DVCL_Paper", "DVCL_noDS")
 # a gradient that is missing is found out in the second step; those of METHODS and "two steps" do the same
 TWICE = ("CPS", "CPS_HqCL", "DVCL_SimCLR", "CL_VCL", "DVCL_noQDS", "DVCL_noNPS", *WITHOUT_DEEP_SUPERVISION)
@@ -63,6 +72,9 @@ def on_given_batches(mode: str, tiny) -> Jobs:
             jobs["rank 1 has no voxel"] = ("train", {"given": given(tiny, "DVCL", **ssl), "batches": nothing})
         return jobs
     jobs = {name: ("train", {"given": given(tiny, name, **EVERYTHING), "batches": batches[:1]}) for name in METHODS}
+    for name in OTHERS:
+        ssl = EVERYTHING | WITHOUT_CHANCE
+        jobs[name] = ("train", {"given": given(tiny, name, **ssl), "batches": _batches(tiny, 3, name)})
     jobs["two steps"] = ("train", {"given": given(tiny, "DVCL", **EVERYTHING), "batches": batches})
     sequential = EVERYTHING | {"sequential_twins": True}
     jobs["sequential"] = ("train", {"given": given(tiny, "DVCL_SimCLR", **sequential), "batches": batches[:1] * 2})
@@ -76,7 +88,7 @@ def on_given_batches(mode: str, tiny) -> Jobs:
     jobs["compiled"] = ("train", {"given": given(tiny, "DVCL", **EVERYTHING), "batches": batches, "compiled": True})
     jobs["AllParts"] = (
         "train",
-        {"given": given(tiny, "AllParts", **SMALL, unlabeled_batch_size=3), "batches": batches},
+        {"given": given(tiny, "AllParts", **SMALL, unlabeled_batch_size=3, adversary_dropout=0.0), "batches": batches},
     )
     # what makes views and boxes random is left out; weak views are a little different from strong ones
     weak_strong = EVERYTHING | {"views": "weak_strong", "pseudo_label_loss": "nnunet", "unlabeled_batch_size": 2}
@@ -110,9 +122,9 @@ def of_a_cascade(tiny) -> Jobs:
     return {"first stage": ("first_stage", {"given": given(tiny, "CPS", "3d_lowres_tiny", **SMALL)})}
 
 
-def _batches(tiny, number: int) -> list[tuple[dict, dict]]:
+def _batches(tiny, number: int, trainer: str = "DVCL") -> list[tuple[dict, dict]]:
     """Two labeled and three unlabeled patches each, of 8 x 16 pixels; half of the first unlabeled one is padding."""
-    trainer = ranks.build(**given(tiny, "DVCL", **EVERYTHING))
+    trainer = ranks.build(**given(tiny, trainer, **EVERYTHING))
     trainer.on_train_start()
     batches = [(next(trainer.dataloader_train), next(trainer.dataloader_unlabeled)) for _ in range(number)]
     return [(_half(labeled), _padded(_half(unlabeled), rank_0=slice(4))) for labeled, unlabeled in batches]
@@ -145,15 +157,16 @@ def _weak_strong(labeled: dict, unlabeled: dict) -> tuple[dict, dict]:
 
 
 def _full_resolution(labeled: dict) -> dict:
-    return {**labeled, "target": labeled["target"][0]}
+    highest, *_, valid = labeled["target"]
+    return {**labeled, "target": [highest, valid]}
 
 
 def _nothing_on_rank_1(labeled: dict, unlabeled: dict) -> tuple[dict, dict]:
     """With every voxel of its labeled patch ignored, and every one of its unlabeled patch padding."""
-    target = [level.clone() for level in labeled["target"]]
-    for level in target:
+    *levels, valid = (level.clone() for level in labeled["target"])
+    for level in levels:
         level[1] = IGNORED
-    return {**labeled, "target": target}, _padded(unlabeled, rank_1=slice(None))
+    return {**labeled, "target": [*levels, valid]}, _padded(unlabeled, rank_1=slice(None))
 
 
 def _padded(unlabeled: dict, rank_0: slice = slice(0), rank_1: slice = slice(0)) -> dict:

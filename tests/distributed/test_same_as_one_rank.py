@@ -4,13 +4,16 @@ import math
 
 import pytest
 import torch
-from jobs import METHODS, TWICE, WITHOUT_DEEP_SUPERVISION
+from jobs import METHODS, OTHERS, TWICE, WITHOUT_DEEP_SUPERVISION
 from torch import Tensor
+
+from nnunet_dvcl import trainers
 
 PADDED = tuple(f"{name}, rank 1 has padding alone" for name in ("DVCL", "DVCL_SimCLR", "CL_VCL"))
 IGNORE = ("ignore", "rank 1 has no voxel")
 JOBS = (
     *METHODS,
+    *OTHERS,
     "weak and strong",
     "AllParts",
     *PADDED,
@@ -21,7 +24,7 @@ JOBS = (
     "regions",
     *IGNORE,
 )
-AFTER_A_STEP = ("AllParts", "two steps", "compiled", "rank 1 has no voxel")
+AFTER_A_STEP = (*OTHERS, "AllParts", "two steps", "compiled", "rank 1 has no voxel")
 every_job = pytest.mark.parametrize("job", JOBS)
 # Which candidates are the K nearest and farthest is a matter of rounding where two are almost equally far: these
 # shares, and the loss of predictions of such candidates, can differ a little. Nothing else depends on it.
@@ -135,15 +138,30 @@ def test_every_term_takes_part(results):
             assert all(output[term] != 0 and math.isfinite(output[term]) for term in terms if term in output), job
 
 
-def test_the_adversary_and_the_teacher_are_those_of_one_rank(results):
+@pytest.mark.parametrize(
+    ("job", "parts"),
+    [
+        ("AllParts", {"adversary", "teacher"}),
+        *((name, {"teacher"}) for name in ("MT", "UAMT")),
+        *((name, {"adversary"}) for name in ("DAN", "SASSNet")),
+    ],
+)
+def test_adversary_and_teacher_are_those_of_one_rank(results, job, parts):
     """It sees two labeled and three unlabeled patches, which the ranks have in unequal parts."""
-    expected = results.one["AllParts"]["memory"]
+    expected = results.one[job]["memory"]
     for rank in results.two:
-        for name, value in rank["AllParts"]["memory"].items():
+        for name, value in rank[job]["memory"].items():
             # nnU-Net gives the lowest level a weight of 1e-6 for the sake of DDP
             torch.testing.assert_close(value, expected[name], rtol=1e-3, atol=1e-6)
-    assert any(name.startswith("adversary") for name in expected)
-    assert any(name.startswith("teacher") for name in expected)
+    assert {name.partition(".")[0] for name in expected} == parts
+
+
+def test_the_terms_of_other_methods_take_part(results):
+    """A teacher without noise is its student in the first two steps."""
+    for name in OTHERS:
+        output = results.one[name]["outputs"][-1]
+        terms = getattr(trainers, f"nnUNetTrainer{name}").reaches
+        assert all(output[term] > 0 for term in terms), name
 
 
 @pytest.mark.parametrize("name", TWICE)

@@ -149,6 +149,18 @@ def test_twins_with_views_of_their_own(tiny_dataset):
     assert estimate(*arguments, independent_intensities=True).step >= estimate(*arguments).step > 0
 
 
+@pytest.mark.parametrize("label_mode", ["labels", "regions + ignore"])
+def test_a_head_and_an_adversary_count(tiny_dataset, label_mode):
+    """And signed distances, which the labeled batches bring."""
+    _with_patch(tiny_dataset, "2d_tiny", [16, 16])
+    sassnet, dtc, alone = (
+        estimate(tiny_dataset.name, "2d_tiny", "nnUNetPlans", f"nnUNetTrainer{name}")
+        for name in ("SASSNet", "DTC", "Supervised")
+    )
+    assert sassnet.held > dtc.held > alone.held
+    assert dtc.step > alone.step
+
+
 def test_a_teacher_counts(tiny_dataset, monkeypatch):
     """The mean teacher of the docs, which has two views, and network A twice: the second time without gradients."""
     with monkeypatch.context() as patch:

@@ -7,6 +7,7 @@ import torch
 from torch._dynamo import OptimizedModule
 from torch._dynamo.utils import counters
 
+from nnunet_dvcl import trainers
 from nnunet_dvcl.trainers import nnUNetTrainerDVCL
 
 
@@ -69,6 +70,26 @@ def test_networks_are_one_graph_and_compiled_once(start, monkeypatch, backend, c
         assert not any(tap._features is not None for tap in trainer.taps.values()), "a tap holds what nobody asks for"
         trained.append([p.detach().clone() for network in trainer.students().values() for p in network.parameters()])
     torch.testing.assert_close(*trained, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["MT", "UAMT", "DAN", "DTC", "SASSNet"])
+def test_networks_of_other_methods_are_compiled_once(start, monkeypatch, name):
+    """Students, teachers and what hangs on their layers; the second step runs the graphs of the first."""
+    torch._dynamo.reset()
+    counters.clear()
+    trainer_class = getattr(trainers, f"nnUNetTrainer{name}")
+    monkeypatch.setattr(trainer_class, "_do_i_compile", lambda self: True)
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager", fullgraph=True))
+        trainer = start(trainer_class, "2d_tiny")
+    batch = next(trainer.dataloader_train)
+    outputs, graphs = [], []
+    for _ in range(2):
+        outputs.append(trainer.train_step(batch))
+        graphs.append(counters["stats"]["unique_graphs"])
+    assert graphs[0] == graphs[1] > 0
+    for term in trainer.reaches:
+        assert all(output[term] > 0 for output in outputs), term
 
 
 def test_each_batch_size_has_one_static_graph(start, monkeypatch):

@@ -20,6 +20,7 @@ METHODS = [
 WITH_CONTRAST = [name for name in METHODS if "hqcl" in getattr(trainers, f"nnUNetTrainer{name}").reaches]
 
 
+HEAD_AND_PREDICTIONS = {"dual_task"}  # terms between the two; others train a head, or the networks' predictions
 HALVES = ("cps: A learns from B", "cps: B learns from A")
 
 
@@ -71,7 +72,7 @@ def _observe(trainer, monkeypatch) -> Observed:
         _keep(monkeypatch, trainer.memory["queue"], "slots", stored, _slots_as_leaves)
     ssl_terms = trainer.ssl_terms
     monkeypatch.setattr(trainer, "ssl_terms", lambda step: steps.append(step) or ssl_terms(step))
-    monkeypatch.setattr(trainer, "update_weights", lambda total: torch.tensor(True))
+    monkeypatch.setattr(trainer, "update_weights", lambda total: torch.tensor(False))  # no `after_step`
     trainer.train_step(next(trainer.dataloader_train))
 
     found: dict[str, Term] = terms[0]
@@ -116,8 +117,8 @@ def _reaches_predictions(trainer, name: str, term: Tensor) -> bool:
 def _voxels_reached(observed: Observed, name: str, term: Tensor) -> Tensor:
     """Where the gradient enters network `name`, at its logits or at its last feature map: [B, *S] bool."""
     volumes = [observed.step.logits[name]]
-    if observed.voxels:
-        volumes.append(observed.voxels[name].features)
+    if name in observed.step.features:
+        volumes.append(observed.step.features[name])
     return torch.stack([gradient.abs().sum(1) > 0 for gradient in _gradients(term, volumes)]).any(0)
 
 
@@ -126,10 +127,12 @@ def _voxels_named(observed: Observed, name: str, kind: str) -> Tensor:
     step, voxels = observed.step, observed.voxels
     no_unlabeled = torch.zeros_like(step.valid)
     if kind == "labeled":
-        return torch.cat((step.target >= 0, no_unlabeled))
+        return torch.cat(((step.target >= 0) | ~step.labeled_valid, no_unlabeled))  # padding is background to nnU-Net
     if kind == "contrasted":
         return (voxels[name].anchors >= 0) | torch.cat((voxels[name].mistaken >= 0, no_unlabeled))
     named = torch.cat((torch.zeros_like(step.target, dtype=torch.bool), no_unlabeled))
+    if kind == "present":
+        return step.present
     if kind == "any":
         return torch.ones_like(named)
     if kind == "unlabeled":
@@ -154,14 +157,14 @@ def _voxels_named(observed: Observed, name: str, kind: str) -> Tensor:
 def test_what_each_term_reaches(start, monkeypatch, name, configuration, label_mode, ignored_as_unlabeled):
     trainer = start(getattr(trainers, f"nnUNetTrainer{name}"), configuration, ignored_as_unlabeled=ignored_as_unlabeled)
     observed = _observe(trainer, monkeypatch)
-    ignored = observed.step.target < 0
+    ignored = (observed.step.target < 0) & observed.step.labeled_valid
     assert ignored.any() == ("ignore" in label_mode)
     expected = _expected(trainer)
     assert {term: _reached(trainer, value) for term, value in observed.terms.items()} == {
         term: set(reach.modules) for term, reach in expected.items()
     }
-    for term, reach in expected.items():  # a term trains the heads, or the networks' predictions
-        of_features = any(module.startswith("head_") for module in reach.modules)
+    for term, reach in expected.items():
+        of_features = any(module.startswith("head_") for module in reach.modules) and term not in HEAD_AND_PREDICTIONS
         for network in reach.modules & set(trainer.student_names):
             assert _reaches_predictions(trainer, network, observed.terms[term]) != of_features, term
     if "dvcl" in observed.terms:

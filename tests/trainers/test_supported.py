@@ -28,7 +28,18 @@ from torch.nn.utils import parameters_to_vector
 import nnunet_dvcl.trainers as trainers
 from nnunet_dvcl.data import NumpyDataset
 from nnunet_dvcl.networks import unwrap
-from nnunet_dvcl.trainers import nnUNetTrainerCL_VCL, nnUNetTrainerCPS, nnUNetTrainerDVCL, nnUNetTrainerSupervised
+from nnunet_dvcl.trainers import (
+    nnUNetTrainerCL_VCL,
+    nnUNetTrainerCPS,
+    nnUNetTrainerDAN,
+    nnUNetTrainerDTC,
+    nnUNetTrainerDVCL,
+    nnUNetTrainerMT,
+    nnUNetTrainerSASSNet,
+    nnUNetTrainerSupervised,
+    nnUNetTrainerUAMT,
+)
+from nnunet_dvcl.trainers.base import SignedDistances
 
 IMAGES = "nnUNetPlans_3d_fullres"
 EACH_STEP = [nnUNetTrainerSupervised, nnUNetTrainerCPS, nnUNetTrainerDVCL]
@@ -133,14 +144,15 @@ class OnlyTheNetwork:
     build_network_architecture = staticmethod(TinyPrimus.build_network_architecture)
 
 
-WITH_CONTRAST = [
+WITHIN_THE_NETWORK = [
     trainer
     for trainer in (getattr(trainers, name) for name in trainers.__all__)
-    if issubclass(trainer, trainers.nnUNetTrainerCPS_HqCL)
+    if issubclass(trainer, (trainers.nnUNetTrainerCPS_HqCL, trainers.nnUNetTrainerUAMT, SignedDistances))
 ]
+"""What looks at features, or drops them."""
 
 
-@pytest.mark.parametrize("trainer_class", WITH_CONTRAST)
+@pytest.mark.parametrize("trainer_class", WITHIN_THE_NETWORK)
 def test_a_network_without_a_unets_decoder_is_refused_before_any_work(tiny_dataset, trainer_class):
     """Whether nnU-Net's Primus trainers bring it or a class that builds the network alone."""
     for bases in ((trainer_class, TinyPrimus), (OnlyTheNetwork, trainer_class)):
@@ -152,7 +164,9 @@ def test_a_network_without_a_unets_decoder_is_refused_before_any_work(tiny_datas
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-@pytest.mark.parametrize("trainer_class", [nnUNetTrainerSupervised, nnUNetTrainerCPS])
+@pytest.mark.parametrize(
+    "trainer_class", [nnUNetTrainerSupervised, nnUNetTrainerCPS, nnUNetTrainerMT, nnUNetTrainerDAN]
+)
 def test_a_method_without_features_trains_any_network(tiny_dataset, build_trainer, trainer_class, optimizer):
     """With nnU-Net's Primus trainers come their warm-up and, where the plans name no other, their optimizer."""
     trainer = build_trainer(type("Mixed", (trainer_class, TinyPrimus), {}), optimizer=optimizer)
@@ -180,11 +194,13 @@ def test_what_an_own_network_lacks_for_deep_supervision_is_said(build_trainer):
 # ---------------------------------------------------------------- patches and batches
 
 
+ANISOTROPIC = {"kernel_sizes": [[1, 3, 3], [3, 3, 3], [3, 3, 3]], "strides": [[1, 1, 1], [1, 2, 2], [2, 2, 2]]}
+
+
 @pytest.mark.parametrize("ssl", [{}, {"independent_intensities": True}])
 def test_anisotropic_patches(tiny_dataset, contract, build_trainer, ssl):
     """Both streams are augmented slice by slice, as nnU-Net does where a patch is three times wider than thick."""
-    arch = {"kernel_sizes": [[1, 3, 3], [3, 3, 3], [3, 3, 3]], "strides": [[1, 1, 1], [1, 2, 2], [2, 2, 2]]}
-    change(tiny_dataset, arch, patch_size=[4, 16, 16])
+    change(tiny_dataset, ANISOTROPIC, patch_size=[4, 16, 16])
     trainer = contract(nnUNetTrainerDVCL, **ssl)
     assert trainer.configuration_manager.patch_size == [4, 16, 16]
     trainer = build_trainer(nnUNetTrainerDVCL, **ssl)
@@ -195,6 +211,15 @@ def test_anisotropic_patches(tiny_dataset, contract, build_trainer, ssl):
         assert loader.patch_size[0] == 4, "what rotations within a slice need"
         assert loader.patch_size[1] > 16
         assert next(augmenter)["data"].shape == (2, 2 if ssl else 1, 4, 16, 16)
+
+
+@pytest.mark.parametrize("trainer_class", [nnUNetTrainerUAMT, nnUNetTrainerSASSNet, nnUNetTrainerDTC])
+def test_anisotropic_patches_of_other_methods(tiny_dataset, contract, trainer_class):
+    """Dropout, adversary and signed distances; the distances are those of voxels that are three times as thick."""
+    change(tiny_dataset, {}, "3d_fullres", patch_size=[4, 16, 16], spacing=[3.0, 1.0, 1.0])
+    change(tiny_dataset, ANISOTROPIC, patch_size=[4, 16, 16])
+    trainer = contract(trainer_class)
+    assert trainer.configuration_manager.spacing == [3.0, 1.0, 1.0]
 
 
 def test_several_input_channels(tiny_dataset, contract):
@@ -234,7 +259,10 @@ def test_batch_size_one(tiny_dataset, contract, trainer_class):
 # ---------------------------------------------------------------- labels
 
 
-@pytest.mark.parametrize("trainer_class", [nnUNetTrainerDVCL, nnUNetTrainerCL_VCL])
+@pytest.mark.parametrize(
+    "trainer_class",
+    [nnUNetTrainerDVCL, nnUNetTrainerCL_VCL, nnUNetTrainerUAMT, nnUNetTrainerSASSNet, nnUNetTrainerDTC],
+)
 def test_two_classes(tiny_dataset, contract, trainer_class):
     change(tiny_dataset)
     write_dataset_json(tiny_dataset, labels={"background": 0, "organ": 1})
@@ -243,16 +271,22 @@ def test_two_classes(tiny_dataset, contract, trainer_class):
     assert trainer.labels.num_classes == trainer.labels.width == 2
 
 
-def test_one_region(tiny_dataset, contract):
+@pytest.mark.parametrize(
+    "trainer_class", [nnUNetTrainerDVCL, nnUNetTrainerUAMT, nnUNetTrainerSASSNet, nnUNetTrainerDTC]
+)
+def test_one_region(tiny_dataset, contract, trainer_class):
     """A single sigmoid: two classes, one channel."""
     change(tiny_dataset)
     write_dataset_json(tiny_dataset, labels={"background": 0, "organ": [1, 2]}, regions_class_order=[1])
-    trainer = contract(nnUNetTrainerDVCL)
+    trainer = contract(trainer_class)
     assert trainer.labels.num_classes == trainer.labels.width == 2
     assert trainer.label_manager.num_segmentation_heads == 1
 
 
-@pytest.mark.parametrize("trainer_class", [nnUNetTrainerDVCL, nnUNetTrainerCL_VCL])
+@pytest.mark.parametrize(
+    "trainer_class",
+    [nnUNetTrainerDVCL, nnUNetTrainerCL_VCL, nnUNetTrainerUAMT, nnUNetTrainerSASSNet, nnUNetTrainerDTC],
+)
 def test_fourteen_classes(tiny_dataset, contract, trainer_class):
     """As many as the paper's larger data set has; a patch holds only some of them."""
     change(tiny_dataset)
@@ -265,7 +299,8 @@ def test_fourteen_classes(tiny_dataset, contract, trainer_class):
     rewrite_cases(tiny_dataset, split_into_slabs)
     trainer = contract(trainer_class)
     assert trainer.labels.num_classes == trainer.label_manager.num_segmentation_heads == 14
-    assert len(trainer.memory["bank"].features) == 14
+    if "bank" in trainer.memory:
+        assert len(trainer.memory["bank"].features) == 14
 
 
 # ---------------------------------------------------------------- folders and folds

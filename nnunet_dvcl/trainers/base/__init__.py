@@ -9,6 +9,7 @@ from nnunet_dvcl.trainers.base.nnUNetTrainerSSL import SSLConfig, nnUNetTrainerS
 from nnunet_dvcl.trainers.base.panels import Panel
 from nnunet_dvcl.trainers.base.preset import Preset
 from nnunet_dvcl.trainers.base.pseudo_labels import PseudoLabels, PseudoLabelsConfig
+from nnunet_dvcl.trainers.base.signed_distances import SignedDistances, SignedDistancesConfig
 from nnunet_dvcl.trainers.base.step import Output, Reach, Step, Term
 from nnunet_dvcl.trainers.base.twins import Twins, TwinsConfig
 
@@ -26,6 +27,8 @@ __all__ = [
     "PseudoLabelsConfig",
     "Reach",
     "SSLConfig",
+    "SignedDistances",
+    "SignedDistancesConfig",
     "Step",
     "Term",
     "TrainingConfig",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nnunet_dvcl import distributed
-from nnunet_dvcl.options import Positive
+from nnunet_dvcl.options import Count, Positive, Share
 from nnunet_dvcl.trainers.base.nnUNetTrainerSSL import SSLConfig
 from nnunet_dvcl.trainers.base.step import Step
 from nnunet_dvcl.trainers.base.update import update
@@ -22,24 +22,43 @@ class AdversaryConfig(SSLConfig):
     """What an adversary adds."""
 
     adversary_lr: Positive = 1e-4  # learning rate of its first epoch; falls as nnU-Net's does
+    adversary_width: Count = 64  # channels of its first layer; each of up to three more has twice as many
+    adversary_dropout: Share = 0.5  # chance of its channels to be dropped while it learns
 
 
 class Discriminator(nn.Module):
     """One logit a patch, above 0: "labeled". It takes its optimizer and gradient scaler along in its state.
 
+    Strided convolutions with LeakyReLU and dropout of channels, then the mean over space, as the discriminators of DAN
+    and SASSNet; what it sees shrinks as in the network, so also where patches are anisotropic.
+
     Args:
         channels: of the map and the image together.
-        dimension: 2 or 3.
+        strides: of its convolutions, each 2 or 3 numbers; they divide the patch.
+        width: channels of the first convolution; doubled by each further one.
+        dropout: chance of a channel to be dropped, between convolutions.
         learning_rate: of Adam.
         scaler: of gradients in mixed precision, its own; None without.
     """
 
-    def __init__(self, channels: int, dimension: int, learning_rate: float, scaler: torch.amp.GradScaler | None = None):
+    def __init__(
+        self,
+        channels: int,
+        strides: Sequence[Sequence[int]],
+        width: int,
+        dropout: float,
+        learning_rate: float,
+        scaler: torch.amp.GradScaler | None = None,
+    ):
         super().__init__()
-        conv = (nn.Conv2d, nn.Conv3d)[dimension - 2]
-        widths = [channels, 16, 32, 64]
-        layers = [conv(a, b, 3, stride=2, padding=1) for a, b in pairwise(widths)]
-        self.layers = nn.Sequential(*(part for layer in layers for part in (layer, nn.LeakyReLU(0.2))))
+        conv, drop = ((nn.Conv2d, nn.Dropout2d), (nn.Conv3d, nn.Dropout3d))[len(strides[0]) - 2]
+        widths = [channels, *(width << level for level in range(len(strides)))]
+        layers: list[nn.Module] = []
+        for (before, after), stride in zip(pairwise(widths), strides, strict=True):
+            layers += [drop(dropout)] if layers else []
+            # a kernel of stride + 2 with one voxel of padding divides the size by the stride
+            layers += [conv(before, after, [s + 2 for s in stride], stride, padding=1), nn.LeakyReLU(0.2)]
+        self.layers = nn.Sequential(*layers)
         self.head = nn.Linear(widths[-1], 1)
         self.optimizer = torch.optim.Adam(self.parameters(), learning_rate, betas=(0.9, 0.99))
         self.scaler = scaler
@@ -50,12 +69,13 @@ class Discriminator(nn.Module):
 
     @contextmanager
     def frozen(self) -> Iterator[None]:
-        """A block whose graph gives the discriminator itself no gradient."""
-        self.requires_grad_(False)
+        """A block in which it drops no channels, and whose graph gives the discriminator itself no gradient."""
+        training = self.training
+        self.eval().requires_grad_(False)
         try:
             yield
         finally:
-            self.requires_grad_(True)
+            self.train(training).requires_grad_(True)
 
     def get_extra_state(self) -> dict:
         return {"optimizer": self.optimizer.state_dict(), "scaler": self.scaler and self.scaler.state_dict()}
@@ -78,7 +98,9 @@ class Adversary:
     def build_memory(self) -> dict[str, nn.Module]:
         adversary = Discriminator(
             self.num_map_channels + self.num_input_channels,
-            len(self.configuration_manager.patch_size),
+            self.configuration_manager.pool_op_kernel_sizes[1:5],
+            self.config.adversary_width,
+            self.config.adversary_dropout,
             self.config.adversary_lr,
             torch.amp.GradScaler(self.device.type) if self.grad_scaler is not None else None,
         ).to(self.device)
@@ -99,12 +121,13 @@ class Adversary:
             maps: [B_l + B_u, num_map_channels, *S], with graph; `after_step` trains the adversary on them.
 
         Returns:
-            [] float32; its gradient reaches what has made the maps, and not the adversary.
+            [] float32; its gradient reaches what has made the maps outside of padding, and not the adversary.
         """
         image, adversary, number = step.views["A"], self.memory["adversary"], step.num_labeled
         self._shown = maps.detach(), image, number
+        unlabeled = maps[number:].where(step.valid[:, None], maps[number:].detach())
         with adversary.frozen(), self.autocast():
-            logits = adversary(maps[number:], image[number:])
+            logits = adversary(unlabeled, image[number:])
         return _mean_cross_entropy(logits, torch.ones_like(logits))
 
     def after_step(self) -> None:

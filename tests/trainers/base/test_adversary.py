@@ -79,6 +79,50 @@ def test_a_skipped_step_leaves_it_alone(start, monkeypatch):
     assert not torch.equal(weights(trainer.memory["adversary"]), before)
 
 
+def test_its_gradient_never_reaches_padding(start):
+    """What is there is no prediction of an image; the adversary sees it all the same, as in labeled patches."""
+    trainer = start(nnUNetTrainerFooling, "2d_tiny")
+    unlabeled = next(trainer.dataloader_unlabeled)
+    unlabeled["target"][:, :, :4] = -1
+    step = trainer._begin_step(next(trainer.dataloader_train), unlabeled)
+    step.views = {"A": step.image}
+    maps = torch.rand(4, 3, 16, 16, requires_grad=True)
+    trainer.fool(step, maps).backward()
+    reached = maps.grad.abs().sum(1) > 0
+    assert not reached[:2].any()
+    assert torch.equal(reached[2:], step.valid)
+    other = maps.detach().clone()
+    other[2:, :, :4] = 5.0
+    assert trainer.fool(step, other) != trainer.fool(step, maps)
+
+
+def test_it_drops_channels_while_it_learns_alone(start):
+    trainer = start(nnUNetTrainerFooling, "2d_tiny", adversary_width=16)
+    adversary, maps, image = trainer.memory["adversary"], torch.randn(1, 3, 16, 16), torch.randn(1, 1, 16, 16)
+    assert adversary(maps, image) != adversary(maps, image)
+    with adversary.frozen():
+        assert adversary(maps, image) == adversary(maps, image)
+    assert adversary.training
+    assert all(p.requires_grad for p in adversary.parameters())
+
+
+@pytest.mark.parametrize(
+    ("strides", "space", "sizes"),
+    [
+        ([[2, 2], [2, 2], [2, 2], [2, 2]], (16, 48), [(8, 24), (4, 12), (2, 6), (1, 3)]),
+        ([[1, 2, 2], [2, 2, 2]], (2, 8, 12), [(2, 4, 6), (1, 2, 3)]),
+        ([[1, 3, 1]], (5, 9, 4), [(5, 3, 4)]),
+    ],
+)
+def test_it_divides_a_patch_as_the_network_does(strides, space, sizes):
+    adversary, found = Discriminator(3, strides, 4, 0.5, 0.01), []
+    convolutions = [layer for layer in adversary.layers if hasattr(layer, "stride")]
+    for layer in convolutions:
+        layer.register_forward_hook(lambda _, __, output: found.append(tuple(output.shape[1:])))
+    assert adversary(torch.randn(2, 2, *space), torch.randn(2, 1, *space)).shape == (2,)
+    assert found == [(4 << level, *size) for level, size in enumerate(sizes)]
+
+
 def test_its_learning_rate_falls_as_nnunets(start):
     trainer = start(nnUNetTrainerFooling, "2d_tiny", adversary_lr=0.01, num_epochs=10)
     optimizer = trainer.memory["adversary"].optimizer
@@ -105,7 +149,9 @@ def test_it_goes_on_where_it_was(start, tmp_path):
 
 def test_mixed_precision_has_a_scaler_of_its_own():
     """As on a GPU, but in bfloat16 on the CPU, whose gradient scaler works alike."""
-    adversary, other = (Discriminator(2, 2, 0.01, torch.amp.GradScaler("cpu", init_scale=1024.0)) for _ in range(2))
+    adversary, other = (
+        Discriminator(2, [[2, 2]], 4, 0.5, 0.01, torch.amp.GradScaler("cpu", init_scale=1024.0)) for _ in range(2)
+    )
     adversary.scaler.scale(adversary(torch.ones(2, 1, 8, 8), torch.ones(2, 1, 8, 8)).sum()).backward()
     adversary.scaler.step(adversary.optimizer)
     adversary.scaler.update(512.0)
