@@ -107,13 +107,13 @@ def num_views(trainer) -> int:
 
 
 def labeled_batch(size: Size, batch_size: int, scales: list[tuple[float, ...]], views: int = 1) -> dict:
-    """``data`` [B, views, *S] and ``target``, a list [B, 1, *S'] over the scales of deep supervision."""
+    """``data`` [B, views, *S] and ``target``: [B, 1, *S'] over the scales of deep supervision, and the valid voxels."""
     image, label_map = _phantom(size, batch_size)
     target = [F.interpolate(label_map.float(), scale_factor=tuple(scale), mode="nearest") for scale in scales]
     keys = ["phantom"] * batch_size
     return {
         "data": image.repeat_interleave(views, 1),
-        "target": [level.to(torch.int16) for level in target],
+        "target": [*(level.to(torch.int16) for level in target), torch.ones_like(label_map, dtype=torch.bool)],
         "keys": keys,
     }
 

@@ -6,9 +6,9 @@ from nnunet_dvcl.data.loader import (
     divide_workers,
     start_augmenter,
     stop_augmenter,
-    unlabeled_transforms,
     with_own_random_numbers,
 )
+from nnunet_dvcl.data.padding import unlabeled_transforms, with_valid_voxels
 from nnunet_dvcl.data.preprocess import preprocess_unlabeled
 from nnunet_dvcl.data.signed_distances import AddSignedDistances, signed_distances
 from nnunet_dvcl.data.unlabeled_dataset import ImageMask, NumpyDataset, UnlabeledDataset, get_unlabeled_dataset
@@ -33,4 +33,5 @@ __all__ = [
     "stop_augmenter",
     "unlabeled_transforms",
     "with_own_random_numbers",
+    "with_valid_voxels",
 ]

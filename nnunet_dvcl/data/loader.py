@@ -11,7 +11,6 @@ from batchgenerators.dataloading.nondet_multi_threaded_augmenter import NonDetMu
 from batchgenerators.dataloading.single_threaded_augmenter import SingleThreadedAugmenter
 from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
 from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
-from batchgeneratorsv2.transforms.utils.remove_label import RemoveLabelTansform
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 
 from nnunet_dvcl.data.processes import environment_variable, exit_with_parent
@@ -80,17 +79,6 @@ class OwnRandomNumbers(BasicTransform):
 def with_own_random_numbers(transforms: ComposeTransforms) -> ComposeTransforms:
     """The same transforms; each worker that runs them draws its own random numbers."""
     return ComposeTransforms([OwnRandomNumbers(), *transforms.transforms])
-
-
-def unlabeled_transforms(training_transforms: ComposeTransforms) -> ComposeTransforms:
-    """nnU-Net's training transforms, less the one that turns padding (-1) into background (0).
-
-    Made by ``trainer.get_training_transforms`` with ``deep_supervision_scales=None, regions=None``. In a cascade they
-    move the previous stage's segmentation into the image, a channel each label, and padding has none of the labels.
-    """
-    transforms = training_transforms.transforms
-    removing = [t for t in transforms if isinstance(t, RemoveLabelTansform) and t.label_value == -1]
-    return ComposeTransforms([t for t in transforms if t not in removing])
 
 
 def divide_workers(total: int, labeled_batch_size: int, unlabeled_batch_size: int) -> tuple[int, int]:

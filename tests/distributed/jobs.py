@@ -157,15 +157,16 @@ def _weak_strong(labeled: dict, unlabeled: dict) -> tuple[dict, dict]:
 
 
 def _full_resolution(labeled: dict) -> dict:
-    return {**labeled, "target": labeled["target"][0]}
+    highest, *_, valid = labeled["target"]
+    return {**labeled, "target": [highest, valid]}
 
 
 def _nothing_on_rank_1(labeled: dict, unlabeled: dict) -> tuple[dict, dict]:
     """With every voxel of its labeled patch ignored, and every one of its unlabeled patch padding."""
-    target = [level.clone() for level in labeled["target"]]
-    for level in target:
+    *levels, valid = (level.clone() for level in labeled["target"])
+    for level in levels:
         level[1] = IGNORED
-    return {**labeled, "target": target}, _padded(unlabeled, rank_1=slice(None))
+    return {**labeled, "target": [*levels, valid]}, _padded(unlabeled, rank_1=slice(None))
 
 
 def _padded(unlabeled: dict, rank_0: slice = slice(0), rank_1: slice = slice(0)) -> dict:

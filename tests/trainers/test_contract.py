@@ -89,6 +89,13 @@ PAIRWISE = [
     if (list(PATCHES).index(dimension) + place // 2 + deep_supervision) % 2
 ]
 IN_FULL = ("nnUNetTrainerCPS", "nnUNetTrainerDVCL")
+# each value twice, for those that change one thing of a trainer whose cells are all there
+OF_VARIANTS = [
+    ("2d", "labels", True),
+    ("2d", "regions + ignore", False),
+    ("3d", "ignore", True),
+    ("3d", "regions", False),
+]
 PAPERS_OWN = (nnUNetTrainerSupervised, nnUNetTrainerCPS, nnUNetTrainerMT_WeakStrong)
 OTHER_METHODS = [name for name in TRAINERS if not issubclass(getattr(trainers, name), PAPERS_OWN)]
 
@@ -102,10 +109,15 @@ def _cells_of_another_method(place: int) -> list[tuple[str, str, bool]]:
 def _cells(name: str) -> list[tuple[str, str, bool]]:
     if name in OTHER_METHODS:
         return _cells_of_another_method(OTHER_METHODS.index(name))
-    return CELLS if name in IN_FULL else PAIRWISE
+    is_variant = name.endswith("_SameView") or (name.startswith("nnUNetTrainerDVCL_") and "Paper" not in name)
+    return CELLS if name in IN_FULL else OF_VARIANTS if is_variant else PAIRWISE
 
 
 OF_OTHER_METHODS = [cell for name in OTHER_METHODS for cell in _cells(name)]
+
+
+def test_every_value_is_in_some_cell_of_a_variant():
+    assert [set(values) for values in zip(*OF_VARIANTS, strict=True)] == [set(v) for v in zip(*CELLS, strict=True)]
 
 
 @pytest.mark.parametrize("cells", [PAIRWISE, OF_OTHER_METHODS], ids=["one trainer", "all other methods"])

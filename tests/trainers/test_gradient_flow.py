@@ -127,7 +127,7 @@ def _voxels_named(observed: Observed, name: str, kind: str) -> Tensor:
     step, voxels = observed.step, observed.voxels
     no_unlabeled = torch.zeros_like(step.valid)
     if kind == "labeled":
-        return torch.cat((step.target >= 0, no_unlabeled))
+        return torch.cat(((step.target >= 0) | ~step.labeled_valid, no_unlabeled))  # padding is background to nnU-Net
     if kind == "contrasted":
         return (voxels[name].anchors >= 0) | torch.cat((voxels[name].mistaken >= 0, no_unlabeled))
     named = torch.cat((torch.zeros_like(step.target, dtype=torch.bool), no_unlabeled))
@@ -157,7 +157,7 @@ def _voxels_named(observed: Observed, name: str, kind: str) -> Tensor:
 def test_what_each_term_reaches(start, monkeypatch, name, configuration, label_mode, ignored_as_unlabeled):
     trainer = start(getattr(trainers, f"nnUNetTrainer{name}"), configuration, ignored_as_unlabeled=ignored_as_unlabeled)
     observed = _observe(trainer, monkeypatch)
-    ignored = observed.step.target < 0
+    ignored = (observed.step.target < 0) & observed.step.labeled_valid
     assert ignored.any() == ("ignore" in label_mode)
     expected = _expected(trainer)
     assert {term: _reached(trainer, value) for term, value in observed.terms.items()} == {

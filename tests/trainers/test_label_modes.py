@@ -33,7 +33,7 @@ def _step_of(trainer, batch):
 def test_a_step_has_nnunets_labels(start, label_mode, ignored_as_unlabeled):
     trainer = start(nnUNetTrainerCPS, "2d_tiny", ignored_as_unlabeled=ignored_as_unlabeled)
     batch = next(trainer.dataloader_train)
-    target = batch["target"][0].clone()
+    target, valid = batch["target"][0].clone(), batch["target"][-1][:, 0]
     step = _step_of(trainer, batch)
     manager = trainer.label_manager
     if "regions" in label_mode:
@@ -45,14 +45,14 @@ def test_a_step_has_nnunets_labels(start, label_mode, ignored_as_unlabeled):
         ignored = target[:, 0] == IGNORED
         expected = target[:, 0].long()
     assert ignored.any() == ("ignore" in label_mode)
-    assert torch.equal(step.target, expected.masked_fill(ignored, -1))
+    assert torch.equal(step.target, expected.masked_fill(ignored | ~valid, -1))
     assert {0, 1} <= set(step.target.unique().tolist()) <= {-1, 0, 1, 2}
 
     for name, logits in step.logits.items():
         predicted = torch.stack([manager.convert_logits_to_segmentation(patch.detach()) for patch in logits])
         assert torch.equal(step.predicted(name), predicted.long())
     if "ignore" in label_mode and ignored_as_unlabeled:
-        assert torch.equal(step.unlabeled, torch.cat((ignored, step.valid)))
+        assert torch.equal(step.unlabeled, torch.cat((ignored & valid, step.valid)))
         assert step.unlabeled_patches(step.image) is step.image
     else:
         assert torch.equal(step.unlabeled, step.valid)

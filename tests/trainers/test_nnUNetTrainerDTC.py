@@ -20,7 +20,7 @@ MODES = ["labels", "ignore", "regions", "regions + ignore"]
 @pytest.mark.parametrize("configuration", ["2d_tiny", "3d_tiny"])
 def test_the_loader_brings_the_distances_of_each_labeled_patch(start, configuration, label_mode):
     trainer = start(nnUNetTrainerDTC, configuration)
-    *levels, distances = next(trainer.dataloader_train)["target"]
+    *levels, _, distances = next(trainer.dataloader_train)["target"]
     assert len(levels) == len(trainer._get_deep_supervision_scales())
     target, regions = levels[0], "regions" in label_mode
     inside = target[:, :2].bool() if regions else torch.cat((target == 1, target == 2), 1)
@@ -84,6 +84,19 @@ def test_both_terms_are_those_of_the_loops(start, label_mode, ignored_as_unlabel
     present[:2] |= ignored_as_unlabeled
     assert terms["dual_task"].value.item() == pytest.approx(per_voxel[present].mean().item(), rel=1e-4)
     assert terms["dual_task"].weight == pytest.approx(2 * 0.7 * step.rampup(1.0))
+
+
+@pytest.mark.parametrize("label_mode", ["labels", "ignore"])
+def test_padding_of_labeled_patches_takes_no_part(start, label_mode):
+    trainer = start(nnUNetTrainerDTC, "2d_tiny")
+    labeled, unlabeled = next(trainer.dataloader_train), next(trainer.dataloader_unlabeled)
+    *levels, valid, distances = labeled["target"]
+    levels[0][:], valid[:], distances[:] = 0, True, 0.5
+    valid[:, :, :5] = False
+    levels[0][:, :, 8:10] = 3 if label_mode == "ignore" else 0
+    step = trainer._begin_step(labeled, unlabeled)
+    assert torch.equal(step.kept["true_distances"].isfinite(), valid.expand_as(distances))
+    assert torch.equal(step.present, torch.cat((valid[:, 0], step.valid)))
 
 
 def test_the_consistency_alone_makes_both_draw_one_surface(start, monkeypatch):

@@ -6,12 +6,14 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
+from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
 from torch import Tensor, nn
 
 from nnunet_dvcl import distributed
+from nnunet_dvcl.data import with_valid_voxels
 from nnunet_dvcl.errors import UserError
-from nnunet_dvcl.labels import Labels, labels_of
-from nnunet_dvcl.networks import freeze_idle_layers, full_resolution, ready_to_gather, run_again_for_gradients, unwrap
+from nnunet_dvcl.labels import UNKNOWN, Labels, labels_of
+from nnunet_dvcl.networks import freeze_idle_layers, ready_to_gather, run_again_for_gradients, unwrap
 from nnunet_dvcl.options import Count, Flag, Share, Weight, or_null
 from nnunet_dvcl.trainers.base.checkpoint import SSLState
 from nnunet_dvcl.trainers.base.config import TrainingConfig
@@ -153,6 +155,10 @@ class nnUNetTrainerSSL(UnlabeledStream, LoggedValues, nnUNetTrainerPlugin):
                 "or with a method that needs none, such as nnUNetTrainerCPS: nnunet_dvcl doctor lists them."
             )
 
+    def get_training_transforms(self, *args, **kwargs) -> ComposeTransforms:
+        """nnU-Net's own; the target of the labeled patches ends with the mask of their valid voxels."""
+        return with_valid_voxels(super().get_training_transforms(*args, **kwargs))
+
     # ---------------------------------------------------------------- training
 
     def on_train_epoch_start(self) -> None:
@@ -206,15 +212,17 @@ class nnUNetTrainerSSL(UnlabeledStream, LoggedValues, nnUNetTrainerPlugin):
         return terms, step.statistics
 
     def _begin_step(self, labeled: dict, unlabeled: dict) -> Step:
-        target = to_device(labeled["target"], self.device)
+        *levels, labeled_valid = to_device(labeled["target"], self.device)
+        labeled_valid = labeled_valid[:, 0]
         return Step(
             # each is pinned: put together on the host first, the copy would not be, and the host would wait for it
             image=torch.cat([batch["data"].to(self.device, non_blocking=True) for batch in (labeled, unlabeled)]),
-            target=self.labels.of_target(full_resolution(target)),
+            target=self.labels.of_target(levels[0]).masked_fill(~labeled_valid, UNKNOWN),
+            labeled_valid=labeled_valid,
             valid=(unlabeled["target"][:, 0] >= 0).to(self.device, non_blocking=True),
             progress=self.progress,
             labels=self.labels,
-            target_levels=target,
+            target_levels=levels if self.enable_deep_supervision else levels[0],
             ignored_as_unlabeled=self.config.ignored_as_unlabeled and self.label_manager.has_ignore_label,
         )
 

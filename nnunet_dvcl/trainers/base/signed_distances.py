@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
 from torch import nn
 
@@ -25,7 +27,8 @@ class SignedDistances:
 
     A convolution of one voxel on what goes into the last segmentation layer, and tanh; a channel each label beside
     background, or each region (SASSNet, Li et al., MICCAI 2020; DTC, Luo et al., AAAI 2021). The truth of the labeled
-    patches comes from the augmentation workers: ``step.kept["true_distances"]``, [B_l, F, *S], nan where not known.
+    patches comes from the augmentation workers: ``step.kept["true_distances"]``, [B_l, F, *S], nan where not known
+    and in padding.
     """
 
     config: SignedDistancesConfig
@@ -45,10 +48,10 @@ class SignedDistances:
         return ComposeTransforms([t for t in transforms if not isinstance(t, AddSignedDistances)])
 
     def _begin_step(self, labeled: dict, unlabeled: dict) -> Step:
-        *levels, distances = labeled["target"]
-        target = levels if self.enable_deep_supervision else levels[0]
+        *target, distances = labeled["target"]
         step = super()._begin_step({**labeled, "target": target}, unlabeled)
-        step.kept["true_distances"] = distances.to(self.device, non_blocking=True)
+        distances = distances.to(self.device, non_blocking=True)
+        step.kept["true_distances"] = distances.masked_fill(~step.labeled_valid[:, None], math.nan)
         return step
 
     def after_forward(self, step: Step) -> None:

@@ -53,10 +53,11 @@ class Step:
     """
 
     image: Tensor  # [B_l + B_u, channels, *S], as the loaders make it
-    target: Tensor  # [B_l, *S] int64, the class; -1 where the voxel has the ignore label
+    target: Tensor  # [B_l, *S] int64, the class; -1 where the voxel has the ignore label, or is padding
     valid: Tensor  # [B_u, *S] bool, False where padding was added
     progress: float  # share of all training iterations that is done, in [0, 1)
     labels: Labels  # what the channels of an output mean
+    labeled_valid: Tensor | None = None  # [B_l, *S] bool, as `valid`; None: no padding was added
     target_levels: Output | None = None  # nnU-Net's target of the labeled patches, as its loss takes it
     ignored_as_unlabeled: bool = False  # ignored voxels of labeled patches count as unlabeled ones
     views: dict[str, Tensor] = field(default_factory=dict)  # what each student, or a teacher, sees of the images
@@ -66,6 +67,10 @@ class Step:
     kept: dict[str, Tensor] = field(default_factory=dict)  # what a method needs of an earlier hook in a later one
     statistics: dict[str, Tensor | float] = field(default_factory=dict)
     _predicted: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.labeled_valid is None:
+            self.labeled_valid = torch.ones_like(self.target, dtype=torch.bool)
 
     @property
     def logits(self) -> dict[str, Tensor]:
@@ -98,12 +103,14 @@ class Step:
     @property
     def unlabeled(self) -> Tensor:
         """The unlabeled voxels of `unlabeled_patches`, padding left out: [B', *S] bool."""
-        return torch.cat((self.target == UNKNOWN, self.valid)) if self.ignored_as_unlabeled else self.valid
+        if not self.ignored_as_unlabeled:
+            return self.valid
+        return torch.cat(((self.target == UNKNOWN) & self.labeled_valid, self.valid))
 
     @property
     def present(self) -> Tensor:
         """The voxels of all patches that are labeled or unlabeled, padding left out: [B_l + B_u, *S] bool."""
-        return torch.cat(((self.target != UNKNOWN) | self.ignored_as_unlabeled, self.valid))
+        return torch.cat((self.labeled_valid & ((self.target != UNKNOWN) | self.ignored_as_unlabeled), self.valid))
 
     @cached_property
     def num_unlabeled(self) -> Tensor:
