@@ -83,6 +83,22 @@ PAIRWISE = [
     if (list(PATCHES).index(dimension) + place // 2 + deep_supervision) % 2
 ]
 IN_FULL = ("nnUNetTrainerCPS", "nnUNetTrainerDVCL")
+# each value twice, for those that change one thing of a trainer whose cells are all there
+OF_VARIANTS = [
+    ("2d", "labels", True),
+    ("2d", "regions + ignore", False),
+    ("3d", "ignore", True),
+    ("3d", "regions", False),
+]
+
+
+def _cells(name: str) -> list[tuple[str, str, bool]]:
+    is_variant = name.endswith("_SameView") or (name.startswith("nnUNetTrainerDVCL_") and "Paper" not in name)
+    return CELLS if name in IN_FULL else OF_VARIANTS if is_variant else PAIRWISE
+
+
+def test_every_value_is_in_some_cell_of_a_variant():
+    assert [set(values) for values in zip(*OF_VARIANTS, strict=True)] == [set(v) for v in zip(*CELLS, strict=True)]
 
 
 def test_every_pair_of_values_is_in_some_cell():
@@ -92,7 +108,7 @@ def test_every_pair_of_values_is_in_some_cell():
 
 @pytest.mark.parametrize(
     ("name", "dimension", "label_mode", "deep_supervision"),
-    [(name, *cell) for name in TRAINERS for cell in (CELLS if name in IN_FULL else PAIRWISE)],
+    [(name, *cell) for name in TRAINERS for cell in _cells(name)],
 )
 def test_contract(builder, name, dimension, deep_supervision):
     trainer_class = getattr(trainers, name)
