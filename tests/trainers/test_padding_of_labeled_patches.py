@@ -80,3 +80,12 @@ def test_the_supervised_loss_is_nnunets(start):
     assert len(step.target_levels) == len(trainer._get_deep_supervision_scales())
     for one, other in zip(step.target_levels, without.target_levels, strict=True):
         assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("label_mode", ["labels", "ignore"])
+def test_it_is_not_present(start, label_mode):
+    trainer = start(nnUNetTrainerCPS, "2d_tiny", cutmix_probability=0.0)
+    step = _begun(trainer, padded=True)
+    assert not step.present[:2, :ROWS].any()
+    assert step.present[:2, ROWS:].all()
+    assert torch.equal(step.present[2:], step.valid)

@@ -151,4 +151,4 @@ class Adversary:
 def _mean_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
     """Over the patches of all ranks: [B] -> []."""
     total = F.binary_cross_entropy_with_logits(logits.float(), target.float(), reduction="sum")
-    return total / distributed.mean(torch.tensor(len(logits), device=logits.device))
+    return total / distributed.mean(logits.new_full((), len(logits), dtype=torch.float32))

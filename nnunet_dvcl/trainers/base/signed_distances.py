@@ -45,8 +45,7 @@ class SignedDistances:
         return ComposeTransforms([t for t in transforms if not isinstance(t, AddSignedDistances)])
 
     def _begin_step(self, labeled: dict, unlabeled: dict) -> Step:
-        *levels, distances = labeled["target"]
-        target = levels if self.enable_deep_supervision else levels[0]
+        *target, distances = labeled["target"]
         step = super()._begin_step({**labeled, "target": target}, unlabeled)
         step.kept["true_distances"] = distances.to(self.device, non_blocking=True)
         return step
