@@ -7,6 +7,7 @@ are no gradients: autograd would ask the driver for a GPU.
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import pytest
@@ -19,6 +20,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 import nnunet_dvcl.trainers as trainers
 from nnunet_dvcl.losses import high_quality
 from nnunet_dvcl.trainers.base import Step, Term
+from nnunet_dvcl.trainers.nnUNetTrainerDVCL import VALIDATED
 
 CUDA = torch.device("cuda", 0)  # without a number torch would ask the driver for it
 NAMES = [name for name in trainers.__all__ if name not in ("nnUNetTrainerSSL", "nnUNetTrainerSupervised")]
@@ -147,6 +149,15 @@ def test_a_step_is_on_one_device_in_half_precision_and_waits_for_nothing_else(st
     assert bool(seen.gpu.waits["selection"]) == (name in WAITING)
     if hasattr(trainer, "project"):
         assert seen.gpu.products == {torch.float32}, "the contrast is computed in float32"
+
+
+def test_what_is_measured_once_an_epoch_is_on_one_device(start, on_gpu, monkeypatch):
+    trainer = start(trainers.nnUNetTrainerDVCL, "2d_tiny")
+    with on_gpu(trainer), GPU() as gpu, torch.no_grad():
+        # a generator of a GPU would ask the driver for it
+        monkeypatch.setattr(torch, "Generator", lambda device: SimpleNamespace(manual_seed=lambda seed: None))
+        assert set(trainer.epoch_statistics()) == set(VALIDATED)
+    assert gpu.products == {torch.float32}
 
 
 class _OnTheHost(trainers.nnUNetTrainerCPS):

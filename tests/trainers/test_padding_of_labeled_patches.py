@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch.nn import functional as F
 
+from nnunet_dvcl.errors import UserError
 from nnunet_dvcl.labels import UNKNOWN
 from nnunet_dvcl.trainers import nnUNetTrainerCPS, nnUNetTrainerDVCL, nnUNetTrainerDVCL_Paper
 
@@ -46,6 +48,17 @@ def test_the_loader_says_what_padding_is(start, trainer_class):
         assert len(levels) == len(trainer._get_deep_supervision_scales() or [1])
         padded |= not valid.all()
     assert padded
+
+
+class _OwnTransforms(nnUNetTrainerCPS):
+    """As trainers of nnU-Net change the augmentation."""
+
+    get_training_transforms = staticmethod(nnUNetTrainer.get_training_transforms)
+
+
+def test_a_trainer_whose_transforms_say_nothing_of_it_is_told(start):
+    with pytest.raises(UserError, match=r"_OwnTransforms marks no valid voxels.*with_valid_voxels"):
+        start(_OwnTransforms, "2d_tiny")
 
 
 def test_it_is_no_anchor_and_no_mistake(start):

@@ -16,6 +16,7 @@ from nnunet_dvcl.data import (
     allowed_workers,
     divide_workers,
     get_unlabeled_dataset,
+    have_valid_voxels,
     start_augmenter,
     stop_augmenter,
     unlabeled_transforms,
@@ -96,6 +97,12 @@ class UnlabeledStream:
             is_cascaded=self.is_cascaded,
             foreground_labels=self.label_manager.foreground_labels,
         )
+        if not have_valid_voxels(transforms):
+            raise UserError(
+                f"get_training_transforms of {type(self).__name__} marks no valid voxels, which labeled patches need: "
+                "let it change what super().get_training_transforms returns, or return "
+                "nnunet_dvcl.data.with_valid_voxels(...) of its own."
+            )
         return unlabeled_transforms(transforms)
 
     def on_train_end(self) -> None:
