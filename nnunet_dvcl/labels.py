@@ -153,7 +153,7 @@ class SigmoidRegions(_Labels):
         self.ignore_label = ignore_label
         self._regions = [[region] if isinstance(region, int) else list(region) for region in regions]
         self._class_of_region = [painted.index(label) for label in regions_class_order]
-        self._in_region = torch.tensor([[label in region for region in self._regions] for label in painted])
+        self._classes_in = [[painted.index(x) for x in region if x in painted] for region in self._regions]
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """p = concat(s, 1 - s)/√R, [B, width, *S]: p·q of two voxels is the mean agreement over regions, in [0, 1]."""
@@ -220,13 +220,11 @@ class SigmoidRegions(_Labels):
         return self._paint(inside).masked_fill(ignored.any(1), UNKNOWN)
 
     def _target(self, classes: Tensor) -> Tensor:
-        inside = self._in_region.to(classes.device)[classes.clamp(min=0)].movedim(-1, 1)  # [B, R, *S]
-        unknown = (classes == UNKNOWN)[:, None]
-        inside &= ~unknown
-        return inside if self.ignore_label is None else torch.cat((inside, unknown), 1)
+        channels = self._classes_in if self.ignore_label is None else [*self._classes_in, [UNKNOWN]]
+        return torch.stack([_is_one_of(classes, members) for members in channels], 1)
 
     def _classes(self, label_map: Tensor) -> Tensor:
-        inside = [torch.isin(label_map, torch.tensor(region, device=label_map.device)) for region in self._regions]
+        inside = [_is_one_of(label_map, region) for region in self._regions]
         return self._paint(torch.stack(inside, 1))
 
     def _in_and_out(self, logits: Tensor) -> Tensor:
@@ -240,6 +238,14 @@ class SigmoidRegions(_Labels):
         for region, painted in zip(inside.unbind(1), self._class_of_region, strict=True):
             classes.masked_fill_(region, painted)
         return classes
+
+
+def _is_one_of(values: Tensor, members: Sequence[int]) -> Tensor:
+    """`torch.isin`, which would have to copy the members to the device."""
+    found = torch.zeros_like(values, dtype=torch.bool)
+    for member in members:
+        found |= values == member
+    return found
 
 
 Labels = SoftmaxLabels | SigmoidRegions

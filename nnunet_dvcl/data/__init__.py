@@ -8,7 +8,7 @@ from nnunet_dvcl.data.loader import (
     stop_augmenter,
     with_own_random_numbers,
 )
-from nnunet_dvcl.data.padding import unlabeled_transforms, with_valid_voxels
+from nnunet_dvcl.data.padding import have_valid_voxels, unlabeled_transforms, with_valid_voxels
 from nnunet_dvcl.data.preprocess import preprocess_unlabeled
 from nnunet_dvcl.data.signed_distances import AddSignedDistances, signed_distances
 from nnunet_dvcl.data.unlabeled_dataset import ImageMask, NumpyDataset, UnlabeledDataset, get_unlabeled_dataset
@@ -26,6 +26,7 @@ __all__ = [
     "allowed_workers",
     "divide_workers",
     "get_unlabeled_dataset",
+    "have_valid_voxels",
     "make_views",
     "preprocess_unlabeled",
     "signed_distances",

@@ -10,6 +10,7 @@ from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class, nn
 from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
+from nnunet_dvcl.data.messages import bullet_list
 from nnunet_dvcl.errors import UserError
 
 IMAGES_FOLDER = "imagesTr_unlabeled"
@@ -55,6 +56,21 @@ class DatasetFolders:
         except (AssertionError, KeyError) as error:
             problem = f"does not look like a folder of preprocessed cases ({error})"
         raise UserError(f"{self.labeled} {problem}. Preprocess the labeled cases first, with nnUNetv2_preprocess.")
+
+
+def labeled_cases(dataset_class: type[nnUNetBaseDataset], folder: str) -> list[str]:
+    """The cases that are preprocessed with labels, as nnU-Net finds them.
+
+    Raises:
+        UserError: names hidden files, such as a Mac's ``._NAME``: nnU-Net would take them for cases.
+    """
+    cases = dataset_class.get_identifiers(folder)
+    if hidden := sorted(case for case in cases if case.startswith(".")):
+        raise UserError(
+            f"{folder} holds hidden files that nnU-Net takes for cases, as a Mac leaves them when it copies. Remove "
+            f"them, and from splits_final.json where they are named:\n{bullet_list(hidden)}"
+        )
+    return cases
 
 
 def num_channels(dataset_json: dict) -> int:

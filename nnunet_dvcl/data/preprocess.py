@@ -14,7 +14,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from pandas import json_normalize
 from tqdm import tqdm
 
-from nnunet_dvcl.data.folders import DatasetFolders, check_configuration, find_plans_file, raw_root
+from nnunet_dvcl.data.folders import DatasetFolders, check_configuration, find_plans_file, labeled_cases, raw_root
 from nnunet_dvcl.data.messages import bullet_list
 from nnunet_dvcl.data.processes import Log, in_processes
 from nnunet_dvcl.data.raw import check_images, find_unlabeled_images
@@ -58,7 +58,7 @@ class UnlabeledScans:
     @property
     def labeled(self) -> list[str]:
         """The labeled cases beside them."""
-        return self.dataset_class.get_identifiers(self.folders.labeled)
+        return labeled_cases(self.dataset_class, self.folders.labeled)
 
     @property
     def settings(self) -> dict:

@@ -21,7 +21,14 @@ from nnunet_dvcl.diagnostics.validation_voxels import draw_validation_patches
 from nnunet_dvcl.errors import UserError
 from nnunet_dvcl.networks import unwrap
 from nnunet_dvcl.tools.plots.features import plot_features
-from nnunet_dvcl.trainers import nnUNetTrainerCPS, nnUNetTrainerDVCL, nnUNetTrainerSSL, nnUNetTrainerSupervised
+from nnunet_dvcl.trainers import (
+    nnUNetTrainerCPS,
+    nnUNetTrainerCPS_SameView,
+    nnUNetTrainerDVCL,
+    nnUNetTrainerSSL,
+    nnUNetTrainerSupervised,
+)
+from nnunet_dvcl.trainers.base import unlabeled_stream
 
 LABELED, WITHHELD, SCANS = (
     ["case_0", "case_1", "case_2", "case_5"],
@@ -159,6 +166,26 @@ def test_a_stage_without_a_next_one_predicts_nothing(start, tiny):
     assert not list(tiny.results.rglob("predicted_next_stage"))
 
 
+def test_no_rank_waits_for_the_metrics_and_a_problem_costs_no_validation(build_trainer, tiny, monkeypatch):
+    """nnU-Net's validation ends with metrics that rank 0 computes alone: what has barriers comes before."""
+    trainer, done, problem = build_trainer(nnUNetTrainerCPS, "3d_lowres_tiny", 0), [], UserError("not preprocessed")
+    trainer.initialize()
+    monkeypatch.setattr(nnUNetTrainer, "perform_actual_validation", lambda *_: done.append("validated"))
+    monkeypatch.setattr(unlabeled_stream, "predict_unlabeled", lambda *_: done.append("predicted"))
+    trainer.perform_actual_validation()
+    assert done == ["predicted", "validated"]
+
+    def predict(*_):
+        raise problem
+
+    monkeypatch.setattr(unlabeled_stream, "predict_unlabeled", predict)
+    with pytest.raises(UserError) as error:
+        trainer.perform_actual_validation()
+    assert error.value is problem
+    assert done == ["predicted", "validated", "validated"]
+    assert unwrap(trainer.network).decoder.deep_supervision
+
+
 # ---------------------------------------------------------------- what the networks see
 
 
@@ -168,7 +195,8 @@ def test_every_network_takes_the_labels_of_the_previous_stage(start, predicted, 
     trainer = start(trainer_class, "cascade_tiny", 0)
     assert trainer.folder_with_segs_from_previous_stage == trainer.previous_stage().labeled
     batch = next(trainer.dataloader_train)
-    assert batch["data"].shape == (2, 1 + 2, 16, 16, 16)
+    views = 1 if trainer_class is nnUNetTrainerSupervised else 2  # a weak and a strong one, each with the labels
+    assert batch["data"].shape == (2, views * (1 + 2), 16, 16, 16)
     assert math.isfinite(float(trainer.train_step(batch)["loss"]))
     for network in (trainer.network, *getattr(trainer, "students", dict)().values()):
         assert next(unwrap(network).parameters()).shape[1] == 1 + 2
@@ -192,8 +220,8 @@ def unlabeled_batches(monkeypatch):
 
 def test_an_unlabeled_patch_comes_with_its_own_previous_stage(start, predicted, unlabeled_batches):
     """`predicted` has label 1 where the image is bright: geometry, mirroring and case can be read off both."""
-    predicted(nnUNetTrainerCPS)
-    trainer = start(nnUNetTrainerCPS, "cascade_tiny", 0)
+    predicted(nnUNetTrainerCPS_SameView)
+    trainer = start(nnUNetTrainerCPS_SameView, "cascade_tiny", 0)
     seen, padded = set(), 0
     for batch in unlabeled_batches(trainer, 12):
         image, first, second = batch["data"].unbind(1)
@@ -217,13 +245,13 @@ def test_the_transforms_of_a_cascade_apply_to_unlabeled_patches_too(start, predi
         for loader in (trainer.dataloader_train, trainer.dataloader_unlabeled)
     ]
     labeled, unlabeled = ([name for name in column if "Downsample" not in name] for column in names)
-    labeled.remove("RemoveLabelTransform")
-    assert labeled == unlabeled
+    of_padding = {"_KeepValid", "RemoveLabelTransform", "_AddValid"}
+    assert [name for name in labeled if name not in of_padding] == unlabeled
 
 
 def test_intensities_of_their_own_leave_the_labels_alone(start, predicted):
-    predicted(nnUNetTrainerCPS)
-    trainer = start(nnUNetTrainerCPS, "cascade_tiny", 0, independent_intensities=True)
+    predicted(nnUNetTrainerCPS_SameView)
+    trainer = start(nnUNetTrainerCPS_SameView, "cascade_tiny", 0, independent_intensities=True)
     differ = 0
     for _ in range(6):
         step = trainer._begin_step(next(trainer.dataloader_train), next(trainer.dataloader_unlabeled))

@@ -9,6 +9,7 @@ from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunet_dvcl.data import TWINS, make_views, unlabeled_transforms, with_valid_voxels
+from nnunet_dvcl.errors import UserError
 
 SCALES = [[1.0, 1.0], [0.5, 0.5]]
 OPTIONS = {
@@ -77,3 +78,8 @@ def test_views_share_it():
     assert valid.shape == (1, 16, 16)
     assert not valid.all()
     assert (levels[0][~valid] == 0).all()
+
+
+def test_transforms_that_leave_padding_are_refused():
+    with pytest.raises(UserError, match="leave padding as it is"):
+        with_valid_voxels(ComposeTransforms([]))

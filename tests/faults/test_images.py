@@ -146,6 +146,22 @@ def test_a_class_that_no_labeled_case_has(start, tiny_dataset):
     assert 3 not in labeled
 
 
+# ---------------------------------------------------------------- hidden files
+
+
+@pytest.mark.parametrize("trainer_class", [nnUNetTrainerSupervised, nnUNetTrainerDVCL])
+def test_what_a_mac_leaves_among_labeled_cases_is_named(build_trainer, tiny_dataset, trainer_class):
+    """nnU-Net would draw it, and put it into its splits."""
+    folder = tiny_dataset.preprocessed / "nnUNetPlans_3d_fullres"
+    for suffix in (".b2nd", "_seg.b2nd", ".pkl"):
+        (folder / f"._case_0{suffix}").write_bytes(b"Mac OS X")
+    with pytest.raises(
+        UserError, match=rf"(?s){folder} holds hidden files that nnU-Net takes for cases.*  - \._case_0$"
+    ):
+        build_trainer(trainer_class, fold=0).on_train_start()
+    assert not (tiny_dataset.preprocessed / "splits_final.json").exists()
+
+
 # ---------------------------------------------------------------- few cases
 
 

@@ -102,6 +102,9 @@ def test_each_batch_size_has_one_static_graph(start, monkeypatch):
 
     torch._dynamo.reset()
     monkeypatch.setattr(torch._dynamo.config, "automatic_dynamic_shapes", True)  # torch's default
+    monkeypatch.setattr(
+        torch._dynamo.config, "fail_on_recompile_limit_hit", True
+    )  # torch would go on without compiling
     monkeypatch.setattr(nnUNetTrainerDVCL, "_do_i_compile", lambda self: True)
     with monkeypatch.context() as patch:
         patch.setattr(torch, "compile", partial(torch.compile, backend=backend))

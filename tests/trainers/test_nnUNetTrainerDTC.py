@@ -20,7 +20,7 @@ MODES = ["labels", "ignore", "regions", "regions + ignore"]
 @pytest.mark.parametrize("configuration", ["2d_tiny", "3d_tiny"])
 def test_the_loader_brings_the_distances_of_each_labeled_patch(start, configuration, label_mode):
     trainer = start(nnUNetTrainerDTC, configuration)
-    *levels, _, distances = next(trainer.dataloader_train)["target"]
+    *levels, _valid, distances = next(trainer.dataloader_train)["target"]
     assert len(levels) == len(trainer._get_deep_supervision_scales())
     target, regions = levels[0], "regions" in label_mode
     inside = target[:, :2].bool() if regions else torch.cat((target == 1, target == 2), 1)

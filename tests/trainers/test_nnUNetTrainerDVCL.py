@@ -65,7 +65,7 @@ def test_queries_enter_the_queue_before_the_search(start, monkeypatch):
 
 def test_rows_that_are_left_take_no_part(start):
     """Fewer unreliable voxels than queries, fewer candidates than slots: as if there were only those."""
-    trainer = start(nnUNetTrainerDVCL, num_neighbors=2, outlier_neighbors=2)
+    trainer = start(trainers.nnUNetTrainerDVCL_SameView, num_neighbors=1, outlier_neighbors=1)
     step = noise_step(trainer)
     step.valid[:] = False
     step.valid[0, 0, 0, :12] = True
@@ -113,7 +113,7 @@ def test_the_weight_of_the_contrast_can_rise(start):
 
 
 def test_no_mistake_and_no_unreliable_voxel_is_finite(start):
-    trainer = start(nnUNetTrainerDVCL)
+    trainer = start(trainers.nnUNetTrainerDVCL_SameView)
     image, logits = torch.randn(4, 1, 16, 16, 16), {}
     for name, network in trainer.students().items():
         sure = torch.zeros(4, 3, 16, 16, 16)

@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch.nn import functional as F
 
+from nnunet_dvcl.errors import UserError
 from nnunet_dvcl.labels import UNKNOWN
 from nnunet_dvcl.trainers import nnUNetTrainerCPS, nnUNetTrainerDVCL, nnUNetTrainerDVCL_Paper
 
@@ -48,6 +50,17 @@ def test_the_loader_says_what_padding_is(start, trainer_class):
     assert padded
 
 
+class _OwnTransforms(nnUNetTrainerCPS):
+    """As trainers of nnU-Net change the augmentation."""
+
+    get_training_transforms = staticmethod(nnUNetTrainer.get_training_transforms)
+
+
+def test_a_trainer_whose_transforms_say_nothing_of_it_is_told(start):
+    with pytest.raises(UserError, match=r"_OwnTransforms marks no valid voxels.*with_valid_voxels"):
+        start(_OwnTransforms, "2d_tiny")
+
+
 def test_it_is_no_anchor_and_no_mistake(start):
     trainer = start(nnUNetTrainerDVCL, "2d_tiny", cutmix_probability=0.0)
     for padded in (False, True):
@@ -80,3 +93,12 @@ def test_the_supervised_loss_is_nnunets(start):
     assert len(step.target_levels) == len(trainer._get_deep_supervision_scales())
     for one, other in zip(step.target_levels, without.target_levels, strict=True):
         assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("label_mode", ["labels", "ignore"])
+def test_it_is_not_present(start, label_mode):
+    trainer = start(nnUNetTrainerCPS, "2d_tiny", cutmix_probability=0.0)
+    step = _begun(trainer, padded=True)
+    assert not step.present[:2, :ROWS].any()
+    assert step.present[:2, ROWS:].all()
+    assert torch.equal(step.present[2:], step.valid)

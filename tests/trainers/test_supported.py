@@ -34,6 +34,7 @@ from nnunet_dvcl.trainers import (
     nnUNetTrainerDAN,
     nnUNetTrainerDTC,
     nnUNetTrainerDVCL,
+    nnUNetTrainerDVCL_SameView,
     nnUNetTrainerMT,
     nnUNetTrainerSASSNet,
     nnUNetTrainerSupervised,
@@ -197,20 +198,27 @@ def test_what_an_own_network_lacks_for_deep_supervision_is_said(build_trainer):
 ANISOTROPIC = {"kernel_sizes": [[1, 3, 3], [3, 3, 3], [3, 3, 3]], "strides": [[1, 1, 1], [1, 2, 2], [2, 2, 2]]}
 
 
-@pytest.mark.parametrize("ssl", [{}, {"independent_intensities": True}])
-def test_anisotropic_patches(tiny_dataset, contract, build_trainer, ssl):
+@pytest.mark.parametrize(
+    ("trainer_class", "ssl", "views"),
+    [
+        (nnUNetTrainerDVCL, {}, 2),
+        (nnUNetTrainerDVCL_SameView, {}, 1),
+        (nnUNetTrainerDVCL_SameView, {"independent_intensities": True}, 2),
+    ],
+)
+def test_anisotropic_patches(tiny_dataset, contract, build_trainer, trainer_class, ssl, views):
     """Both streams are augmented slice by slice, as nnU-Net does where a patch is three times wider than thick."""
     change(tiny_dataset, ANISOTROPIC, patch_size=[4, 16, 16])
-    trainer = contract(nnUNetTrainerDVCL, **ssl)
+    trainer = contract(trainer_class, **ssl)
     assert trainer.configuration_manager.patch_size == [4, 16, 16]
-    trainer = build_trainer(nnUNetTrainerDVCL, **ssl)
+    trainer = build_trainer(trainer_class, **ssl)
     trainer.on_train_start()
     for augmenter in (trainer.dataloader_train, trainer.dataloader_unlabeled):
         loader = augmenter.data_loader
         assert isinstance(loader.transforms.transforms[1], Convert3DTo2DTransform)
         assert loader.patch_size[0] == 4, "what rotations within a slice need"
         assert loader.patch_size[1] > 16
-        assert next(augmenter)["data"].shape == (2, 2 if ssl else 1, 4, 16, 16)
+        assert next(augmenter)["data"].shape == (2, views, 4, 16, 16)
 
 
 @pytest.mark.parametrize("trainer_class", [nnUNetTrainerUAMT, nnUNetTrainerSASSNet])
@@ -243,7 +251,7 @@ def test_several_input_channels(tiny_dataset, contract):
     trainer = contract(nnUNetTrainerDVCL)
     assert trainer.num_input_channels == 2
     unlabeled = next(trainer.dataloader_unlabeled)["data"]
-    assert unlabeled.shape == (2, 2, 8, 8, 8)
+    assert unlabeled.shape == (2, 2 * 2, 8, 8, 8), "a weak and a strong view of both"
     assert not torch.equal(unlabeled[:, 0], unlabeled[:, 1])
 
 

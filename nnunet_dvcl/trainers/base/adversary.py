@@ -161,5 +161,5 @@ def _mean_cross_entropy(logits: Tensor, target: float) -> Tensor:
     """Over the patches of all ranks, which have the same target: [B] -> []; 0 where there are none."""
     logits = logits.float()
     total = F.binary_cross_entropy_with_logits(logits, torch.full_like(logits, target), reduction="sum")
-    count = distributed.mean(torch.tensor(len(logits), device=logits.device))
+    count = distributed.mean(logits.new_full((), len(logits)))
     return total / count.where(count > 0, 1)

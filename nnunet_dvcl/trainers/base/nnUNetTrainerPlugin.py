@@ -24,12 +24,14 @@ from torch import Tensor, nn
 from nnunet_dvcl import distributed
 from nnunet_dvcl.cascade.previous_stage import PreviousStage, check_stages, stage_before
 from nnunet_dvcl.data import NumpyDataset, with_own_random_numbers
+from nnunet_dvcl.data.folders import labeled_cases
 from nnunet_dvcl.data.splits import withheld_cases
 from nnunet_dvcl.errors import UserError
 from nnunet_dvcl.files import replacing, writing
-from nnunet_dvcl.networks import freeze_idle_layers, full_resolution, unwrap
+from nnunet_dvcl.networks import freeze_idle_layers, unwrap
 from nnunet_dvcl.trainers.base.checkpoint import SSLState, Weights, add_ssl_state, read_ssl_state
 from nnunet_dvcl.trainers.base.config import TrainingConfig
+from nnunet_dvcl.trainers.base.label_values import check_labels_of, check_named_labels
 from nnunet_dvcl.trainers.base.seeds import derive_seed
 from nnunet_dvcl.trainers.base.update import MOST_SKIPPED_IN_A_ROW, SkippedSteps, update
 
@@ -53,7 +55,7 @@ class nnUNetTrainerPlugin(nnUNetTrainer):
     def initialize(self) -> None:
         with writing(self.output_folder), TemporaryFile(dir=self.output_folder):
             pass  # not only when the first checkpoint is written
-        self._check_label_values()
+        check_named_labels(self.label_manager)
         self.config = self.read_config()
         self.initial_lr = self.config.initial_lr
         self.num_epochs = self.config.num_epochs
@@ -79,15 +81,6 @@ class nnUNetTrainerPlugin(nnUNetTrainer):
         self.device = distributed.own_device(self.my_init_kwargs["device"])
         if self.device.type == "cpu":
             self.grad_scaler = None
-
-    def _check_label_values(self) -> None:
-        """nnU-Net gives each label a channel and takes its value for the channel's number."""
-        labels = sorted(self.label_manager.all_labels)
-        if not self.label_manager.has_regions and labels != list(range(len(labels))):
-            raise UserError(
-                f"The labels of dataset.json are {', '.join(map(str, labels))}, expected 0 to {len(labels) - 1} "
-                "without a gap. Renumber them, there and in labelsTr, and run nnUNetv2_plan_and_preprocess again."
-            )
 
     def read_config(self) -> TrainingConfig:
         return self.config_class.from_plans(self.configuration_manager.configuration)
@@ -162,24 +155,13 @@ class nnUNetTrainerPlugin(nnUNetTrainer):
 
     def do_split(self) -> tuple[list[str], list[str]]:
         """nnU-Net's own, of a file that is as it should be."""
-        identifiers = self.dataset_class.get_identifiers(self.preprocessed_dataset_folder)
-        withheld_cases(join(self.preprocessed_dataset_folder_base, "splits_final.json"), self.fold, identifiers)
+        labeled = labeled_cases(self.dataset_class, self.preprocessed_dataset_folder)
+        withheld_cases(join(self.preprocessed_dataset_folder_base, "splits_final.json"), self.fold, labeled)
         return super().do_split()
 
     def check_labels(self, batch: dict) -> None:
-        """Raises ``UserError`` for a label without a channel of the output: a GPU would stop without saying why."""
-        if self.label_manager.has_regions:  # there it is in no region
-            return
-        highest = max(*self.label_manager.all_labels, self.label_manager.ignore_label or 0)
-        lowest_and_highest = torch.stack(full_resolution(batch["target"]).flatten(1).aminmax(dim=1), 1).tolist()
-        for case, found in zip(batch["keys"], lowest_and_highest, strict=True):
-            for label in found:
-                if not 0 <= label <= highest:
-                    end = f"end at {highest}" if label > 0 else "begin at 0"
-                    raise UserError(
-                        f"{case} has the label {label:g}, but the labels of dataset.json {end}. Mend it and preprocess "
-                        "again; nnUNetv2_plan_and_preprocess --verify_dataset_integrity names all such cases."
-                    )
+        """Raises ``UserError`` for a label without a channel of the output."""
+        check_labels_of(batch, self.label_manager)
 
     def validation_step(self, batch: dict) -> dict:
         self.check_labels(batch)

@@ -215,11 +215,11 @@ class nnUNetTrainerSSL(UnlabeledStream, LoggedValues, nnUNetTrainerPlugin):
         *levels, labeled_valid = to_device(labeled["target"], self.device)
         labeled_valid = labeled_valid[:, 0]
         return Step(
-            # each is pinned: put together on the host first, the copy would not be, and the host would wait for it
+            # each is pinned: whatever the host makes of them would not be, and it would wait for the copy
             image=torch.cat([batch["data"].to(self.device, non_blocking=True) for batch in (labeled, unlabeled)]),
             target=self.labels.of_target(levels[0]).masked_fill(~labeled_valid, UNKNOWN),
             labeled_valid=labeled_valid,
-            valid=(unlabeled["target"][:, 0] >= 0).to(self.device, non_blocking=True),
+            valid=to_device(unlabeled["target"], self.device)[:, 0] >= 0,
             progress=self.progress,
             labels=self.labels,
             target_levels=levels if self.enable_deep_supervision else levels[0],

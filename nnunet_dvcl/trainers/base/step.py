@@ -110,7 +110,8 @@ class Step:
     @property
     def present(self) -> Tensor:
         """The voxels of all patches that are labeled or unlabeled, padding left out: [B_l + B_u, *S] bool."""
-        return torch.cat((self.labeled_valid & ((self.target != UNKNOWN) | self.ignored_as_unlabeled), self.valid))
+        labeled = self.labeled_valid if self.ignored_as_unlabeled else self.target != UNKNOWN
+        return torch.cat((labeled, self.valid))
 
     @cached_property
     def num_unlabeled(self) -> Tensor:

@@ -16,6 +16,7 @@ from nnunet_dvcl.data import (
     allowed_workers,
     divide_workers,
     get_unlabeled_dataset,
+    have_valid_voxels,
     start_augmenter,
     stop_augmenter,
     unlabeled_transforms,
@@ -96,6 +97,12 @@ class UnlabeledStream:
             is_cascaded=self.is_cascaded,
             foreground_labels=self.label_manager.foreground_labels,
         )
+        if not have_valid_voxels(transforms):
+            raise UserError(
+                f"get_training_transforms of {type(self).__name__} marks no valid voxels, which labeled patches need: "
+                "let it change what super().get_training_transforms returns, or return "
+                "nnunet_dvcl.data.with_valid_voxels(...) of its own."
+            )
         return unlabeled_transforms(transforms)
 
     def on_train_end(self) -> None:
@@ -103,12 +110,14 @@ class UnlabeledStream:
         stop_augmenter(self.dataloader_unlabeled)
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
+        # first: nnU-Net ends with metrics that rank 0 computes alone, and no barrier waits that long
+        problem = self._predict_next_stage() if self.configuration_manager.next_stage_names else None
         super().perform_actual_validation(save_probabilities)
-        if self.configuration_manager.next_stage_names:
-            self._predict_next_stage()
+        if problem is not None:
+            raise problem
 
-    def _predict_next_stage(self) -> None:
-        """What nnU-Net does for the validation cases, for the unlabeled ones."""
+    def _predict_next_stage(self) -> UserError | None:
+        """What nnU-Net does for the validation cases, for the unlabeled ones; returns what they cannot be for."""
         predictor = nnUNetPredictor(device=self.device, allow_tqdm=False)
         predictor.manual_initialization(
             unwrap(self.network),
@@ -120,16 +129,20 @@ class UnlabeledStream:
             self.inference_allowed_mirroring_axes,
         )
         self.set_deep_supervision_enabled(False)
-        predict_unlabeled(
-            predictor,
-            type(self).__name__,
-            self.configuration_name,
-            self.fold,
-            self._num_processes,
-            self.print_to_log_file,
-            self.uses_unlabeled_folder,
-        )
-        self.set_deep_supervision_enabled(True)
+        try:
+            predict_unlabeled(
+                predictor,
+                type(self).__name__,
+                self.configuration_name,
+                self.fold,
+                self._num_processes,
+                self.print_to_log_file,
+                self.uses_unlabeled_folder,
+            )
+        except UserError as error:
+            return error
+        finally:
+            self.set_deep_supervision_enabled(True)
 
     @classmethod
     def uses_unlabeled_folder(cls, configuration: dict) -> bool:
