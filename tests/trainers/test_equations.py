@@ -90,7 +90,7 @@ def test_equation_01_supervised_loss(build_trainer, monkeypatch):
     (step,) = steps[0]
     supervised = 0.0
     for i in range(step.num_labeled):
-        y = step.target[i].flatten().tolist()
+        y = step.target_levels[i].flatten().long().tolist()  # nnU-Net calls padding background
         for logits in step.logits.values():
             p = [_softmax(row) for row in _rows(logits[i : i + 1])]
             cross_entropy = sum(-math.log(row[c]) for row, c in zip(p, y, strict=True)) / len(y)
