@@ -12,6 +12,7 @@ from batchgenerators.utilities.file_and_folder_operations import load_json
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_dvcl.cascade.previous_stage import check_previous_stage
+from nnunet_dvcl.commands import train_command
 from nnunet_dvcl.data.folders import check_configuration, check_name, find_plans_file
 from nnunet_dvcl.data.storage import write_json
 from nnunet_dvcl.errors import UserError
@@ -60,7 +61,8 @@ def configure(
     write_json(plans, plans_file)
     print(f"{'Replaced' if replaced else 'Wrote'} configuration {name} in {plans_file}:")
     print(json.dumps(derived, indent=2))
-    print(f"Train with: nnUNetv2_train {dataset_name_or_id} {name} 0 -tr nnUNetTrainerDVCL")
+    command = train_command(dataset_name_or_id, name, 0, "nnUNetTrainerDVCL", plans_identifier)
+    print(f"Train with: {command}")
     return plans_file
 
 
