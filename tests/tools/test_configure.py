@@ -111,9 +111,21 @@ def test_writing_again_replaces(write, capsys):
     assert "Replaced configuration own" in capsys.readouterr().out
 
 
-def test_the_next_command_is_printed(write, capsys):
+@pytest.mark.parametrize("plans", ["nnUNetPlans", "OtherPlans"])
+@pytest.mark.parametrize("gpu", [False, True])
+def test_the_printed_command_trains_what_was_configured(
+    write, plans_file, capsys, monkeypatch, nnunet_trains, plans, gpu
+):
+    """Plans of another name may have a configuration of this one too: it would be trained, silently."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
     write("batch_size=3")
-    assert "nnUNetv2_train 901 own 0 -tr nnUNetTrainerDVCL" in capsys.readouterr().out
+    plans_file.with_name("OtherPlans.json").write_text(plans_file.read_text())
+    configure("901", "3d_tiny", "own", plans, ["batch_size=4"])
+    line = capsys.readouterr().out.splitlines()[-1].removeprefix("Train with: ")
+    trained = nnunet_trains(line)
+    names = ("dataset_name_or_id", "configuration", "fold", "trainer_class_name", "plans_identifier")
+    assert [trained[name] for name in names] == ["901", "own", "0", "nnUNetTrainerDVCL", plans]
+    assert trained["device"] == torch.device("cuda" if gpu else "cpu")
 
 
 def test_several_at_once_lose_nothing(tiny_dataset, plans_file):
