@@ -10,6 +10,7 @@ from torch.utils._pytree import tree_leaves
 
 from nnunet_dvcl.losses import neighborhoods
 from nnunet_dvcl.trainers import (
+    nnUNetTrainerCLD,
     nnUNetTrainerCPS,
     nnUNetTrainerCPS_HqCL,
     nnUNetTrainerCPS_SameView,
@@ -62,6 +63,7 @@ def as_on_a_gpu(features, absent, similarity, queries, neighbors):
         nnUNetTrainerDVCL_noQDS,
         nnUNetTrainerUAMT,
         nnUNetTrainerDAN,
+        nnUNetTrainerCLD,
     ],
 )
 def test_a_step_reads_no_more_than_this(start, trainer_class, monkeypatch):

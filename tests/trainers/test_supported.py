@@ -30,6 +30,7 @@ from nnunet_dvcl.data import NumpyDataset
 from nnunet_dvcl.networks import unwrap
 from nnunet_dvcl.trainers import (
     nnUNetTrainerCL_VCL,
+    nnUNetTrainerCLD,
     nnUNetTrainerCPS,
     nnUNetTrainerDAN,
     nnUNetTrainerDTC,
@@ -166,7 +167,8 @@ def test_a_network_without_a_unets_decoder_is_refused_before_any_work(tiny_datas
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 @pytest.mark.parametrize(
-    "trainer_class", [nnUNetTrainerSupervised, nnUNetTrainerCPS, nnUNetTrainerMT, nnUNetTrainerDAN]
+    "trainer_class",
+    [nnUNetTrainerSupervised, nnUNetTrainerCPS, nnUNetTrainerMT, nnUNetTrainerDAN, nnUNetTrainerCLD],
 )
 def test_a_method_without_features_trains_any_network(tiny_dataset, build_trainer, trainer_class, optimizer):
     """With nnU-Net's Primus trainers come their warm-up and, where the plans name no other, their optimizer."""
@@ -276,7 +278,7 @@ def test_two_classes(tiny_dataset, contract, trainer_class):
     assert trainer.labels.num_classes == trainer.labels.width == 2
 
 
-@pytest.mark.parametrize("trainer_class", [nnUNetTrainerDVCL, nnUNetTrainerUAMT, nnUNetTrainerDTC])
+@pytest.mark.parametrize("trainer_class", [nnUNetTrainerDVCL, nnUNetTrainerUAMT, nnUNetTrainerDTC, nnUNetTrainerCLD])
 def test_one_region(tiny_dataset, contract, trainer_class):
     """A single sigmoid: two classes, one channel."""
     change(tiny_dataset)
@@ -286,7 +288,7 @@ def test_one_region(tiny_dataset, contract, trainer_class):
     assert trainer.label_manager.num_segmentation_heads == 1
 
 
-@pytest.mark.parametrize("trainer_class", [nnUNetTrainerDVCL, nnUNetTrainerCL_VCL, nnUNetTrainerDTC])
+@pytest.mark.parametrize("trainer_class", [nnUNetTrainerDVCL, nnUNetTrainerCL_VCL, nnUNetTrainerDTC, nnUNetTrainerCLD])
 def test_fourteen_classes(tiny_dataset, contract, trainer_class):
     """As many as the paper's larger data set has; a patch holds only some of them."""
     change(tiny_dataset)

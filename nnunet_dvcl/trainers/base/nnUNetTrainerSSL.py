@@ -55,7 +55,8 @@ class nnUNetTrainerSSL(UnlabeledStream, LoggedValues, nnUNetTrainerPlugin):
     - `why_zero`: the reason why one of its terms was 0 for a whole epoch,
 
     and declares `config_class`, `reaches` and `panels`. What several methods have in common are parts, used
-    by inheritance beside this class: `Twins`, `EMATeacher`, `Features`, `Adversary`, `SignedDistances`.
+    by inheritance beside this class: `Twins`, `WeightedTwins`, `EMATeacher`, `Features`, `Adversary`,
+    `SignedDistances`.
 
     What deploys is network A, exactly as nnU-Net builds it.
 
