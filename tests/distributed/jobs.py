@@ -36,7 +36,7 @@ METHODS = (
     *("CPS", "CPS_HqCL", "DVCL", "CL_VCL"),
     *("DVCL_InfoNCE", "DVCL_SimCLR", "DVCL_NNCLR", "DVCL_SNCLR", "DVCL_LogLikelihood_SNCLRWeights"),
 )
-OTHERS = ("MT", "UAMT", "DAN", "DTC", "SASSNet", "CLD")
+OTHERS = ("MT", "UAMT", "DAN", "DTC", "SASSNet", "CLD", "DHC")
 # nor to rounding, which a steep surface makes larger
 WITHOUT_CHANCE = {
     "teacher_noise": 0.0,

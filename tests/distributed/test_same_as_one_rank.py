@@ -145,6 +145,7 @@ def test_every_term_takes_part(results):
         *((name, {"teacher"}) for name in ("MT", "UAMT")),
         *((name, {"adversary"}) for name in ("DAN", "SASSNet")),
         ("CLD", {"class_shares", "confidence_A", "confidence_B"}),
+        ("DHC", {"class_shares", "difficulty"}),
     ],
 )
 def test_what_other_methods_remember_is_that_of_one_rank(results, job, parts):

@@ -152,7 +152,7 @@ def _voxels_named(observed: Observed, name: str, kind: str) -> Tensor:
         *((name, "2d_tiny", "labels", True) for name in METHODS),
         *((name, "3d_tiny", "labels", True) for name in ("CPS", "DVCL")),
         *(("DVCL", "2d_tiny", mode, on) for mode in ("ignore", "regions + ignore") for on in (True, False)),
-        *((name, "2d_tiny", "regions + ignore", True) for name in ("DVCL_SimCLR", "CL_VCL", "CLD")),
+        *((name, "2d_tiny", "regions + ignore", True) for name in ("DVCL_SimCLR", "CL_VCL", "CLD", "DHC")),
         ("CLD", "2d_tiny", "ignore", False),
     ],
 )

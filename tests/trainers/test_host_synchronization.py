@@ -15,6 +15,7 @@ from nnunet_dvcl.trainers import (
     nnUNetTrainerCPS_HqCL,
     nnUNetTrainerCPS_SameView,
     nnUNetTrainerDAN,
+    nnUNetTrainerDHC,
     nnUNetTrainerDVCL,
     nnUNetTrainerDVCL_noQDS,
     nnUNetTrainerDVCL_SameView,
@@ -64,6 +65,7 @@ def as_on_a_gpu(features, absent, similarity, queries, neighbors):
         nnUNetTrainerUAMT,
         nnUNetTrainerDAN,
         nnUNetTrainerCLD,
+        nnUNetTrainerDHC,
     ],
 )
 def test_a_step_reads_no_more_than_this(start, trainer_class, monkeypatch):

@@ -33,6 +33,7 @@ from nnunet_dvcl.trainers import (
     nnUNetTrainerCLD,
     nnUNetTrainerCPS,
     nnUNetTrainerDAN,
+    nnUNetTrainerDHC,
     nnUNetTrainerDTC,
     nnUNetTrainerDVCL,
     nnUNetTrainerDVCL_SameView,
@@ -269,7 +270,9 @@ def test_batch_size_one(tiny_dataset, contract, trainer_class):
 # ---------------------------------------------------------------- labels
 
 
-@pytest.mark.parametrize("trainer_class", [nnUNetTrainerDVCL, nnUNetTrainerCL_VCL, nnUNetTrainerSASSNet])
+@pytest.mark.parametrize(
+    "trainer_class", [nnUNetTrainerDVCL, nnUNetTrainerCL_VCL, nnUNetTrainerSASSNet, nnUNetTrainerDHC]
+)
 def test_two_classes(tiny_dataset, contract, trainer_class):
     change(tiny_dataset)
     write_dataset_json(tiny_dataset, labels={"background": 0, "organ": 1})
