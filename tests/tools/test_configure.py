@@ -111,6 +111,18 @@ def test_writing_again_replaces(write, capsys):
     assert "Replaced configuration own" in capsys.readouterr().out
 
 
+def test_what_changed_is_printed_and_nothing_else(write, capsys, plans_file):
+    """Not the whole architecture, which is written with a part of it."""
+    write("batch_size=9", "architecture.arch_kwargs.features_per_stage=[2, 4, 6]", "ssl.seed=1", "batch_size=3")
+    assert capsys.readouterr().out.splitlines() == [
+        f"Wrote configuration own in {plans_file}: 3d_tiny with",
+        "  batch_size=3  (there 2)",
+        "  architecture.arch_kwargs.features_per_stage=[2, 4, 6]  (there [4, 8, 16])",
+        "  ssl.seed=1",
+        "Train with: nnUNetv2_train 901 own 0 -tr nnUNetTrainerDVCL",
+    ]
+
+
 def test_the_next_command_is_printed(write, capsys):
     write("batch_size=3")
     assert "nnUNetv2_train 901 own 0 -tr nnUNetTrainerDVCL" in capsys.readouterr().out
