@@ -13,6 +13,7 @@ from batchgenerators.utilities.file_and_folder_operations import load_json
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_dvcl.cascade.previous_stage import check_previous_stage
+from nnunet_dvcl.commands import train_command
 from nnunet_dvcl.data.folders import check_configuration, check_name, find_plans_file
 from nnunet_dvcl.data.storage import HIDDEN_FOLDER, write_json
 from nnunet_dvcl.errors import UserError
@@ -52,7 +53,7 @@ def configure(
     print(f"{'Replaced' if replaced else 'Wrote'} configuration {name} in {plans_file}: {configuration} with")
     for key, value in assigned.items():
         print(f"  {key}={json.dumps(value)}{_instead_of(key, value, parent)}")
-    print(f"Train with: nnUNetv2_train {dataset_name_or_id} {name} 0 -tr nnUNetTrainerDVCL")
+    print(f"Train with: {train_command(dataset_name_or_id, name, 0, 'nnUNetTrainerDVCL', plans_identifier)}")
     return plans_file
 
 

@@ -83,7 +83,7 @@ def _plan(place: Workplace, bases: list[str]) -> None:
         if plans != "nnUNetPlans":
             raise UserError(
                 f"{plans_file} does not exist. Make these plans first, with nnUNetv2_plan_and_preprocess "
-                f"-d {dataset.id} and its option -pl."
+                f"-d {dataset.id} and the planner that makes them (-pl), or with -overwrite_plans_name {plans}."
             )
         _call(place, Command("nnUNetv2_plan_and_preprocess", "-d", dataset.id, "-c", *bases), "plan_and_preprocess")
         return
