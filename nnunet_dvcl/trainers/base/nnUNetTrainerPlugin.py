@@ -34,13 +34,14 @@ from nnunet_dvcl.trainers.base.checkpoint import SSLState, Weights, add_ssl_stat
 from nnunet_dvcl.trainers.base.config import TrainingConfig
 from nnunet_dvcl.trainers.base.label_values import check_labels_of, check_named_labels
 from nnunet_dvcl.trainers.base.seeds import derive_seed
+from nnunet_dvcl.trainers.base.shown_progress import ShownProgress
 from nnunet_dvcl.trainers.base.update import MOST_SKIPPED_IN_A_ROW, SkippedSteps, update
 
 MOST_TO_LOSE = 30 * 60.0
 """Seconds of training that a kill costs at most, or those of one epoch where that takes longer."""
 
 
-class nnUNetTrainerPlugin(nnUNetTrainer):
+class nnUNetTrainerPlugin(ShownProgress, nnUNetTrainer):
     """nnUNetTrainer whose optimizer, learning rate, length and seed come from the plans' key ``"ssl"``.
 
     What deploys is its network, exactly as nnU-Net builds it. A trainer on it brings a `train_step`, which ends with
@@ -190,6 +191,7 @@ class nnUNetTrainerPlugin(nnUNetTrainer):
         Raises:
             UserError: names the losses and the cases. The weights, which none of these steps changed, are saved before.
         """
+        self.show_step()
         self.skipped.count(skipped, losses, batches)
         if self.skipped.in_a_row < MOST_SKIPPED_IN_A_ROW:
             return
