@@ -1,9 +1,16 @@
 """Losses: pure functions and small modules of rows (for pseudo-labels: of logits). No nnU-Net, device or epoch."""
 
 from nnunet_dvcl.losses.balanced_contrast import balanced_contrast, class_temperatures, reliable_negatives
+from nnunet_dvcl.losses.class_weighted import (
+    logarithmic_weights,
+    power_weights,
+    weighted_cross_entropy,
+    weighted_dice_loss,
+)
 from nnunet_dvcl.losses.complementary_contrast import complementary_contrast, least_likely_classes
 from nnunet_dvcl.losses.complementary_labels import complementary_label_contrast
 from nnunet_dvcl.losses.consistency import consistency
+from nnunet_dvcl.losses.cube_blending import blend_cubes
 from nnunet_dvcl.losses.distance_aware import DistanceAwareContrastiveLoss
 from nnunet_dvcl.losses.entropy import voxel_entropy
 from nnunet_dvcl.losses.high_quality import HighQualityContrastiveLoss
@@ -24,6 +31,7 @@ __all__ = [
     "HighQualityContrastiveLoss",
     "Neighborhoods",
     "balanced_contrast",
+    "blend_cubes",
     "class_temperatures",
     "complementary_contrast",
     "complementary_label_contrast",
@@ -33,10 +41,12 @@ __all__ = [
     "gaussian_rampup",
     "info_nce",
     "least_likely_classes",
+    "logarithmic_weights",
     "negative_classes",
     "nn_clr",
     "pixel_contrast",
     "positiveness",
+    "power_weights",
     "pseudo_label_cross_entropy",
     "reliable_negatives",
     "signed_distance_error",
@@ -44,4 +54,6 @@ __all__ = [
     "sn_clr",
     "soft_neighbor_likelihood",
     "voxel_entropy",
+    "weighted_cross_entropy",
+    "weighted_dice_loss",
 ]

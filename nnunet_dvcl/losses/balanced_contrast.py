@@ -33,14 +33,15 @@ def class_temperatures(frequencies: Tensor, progress: float, temperature: float 
     """τ_c = τ - (1 - t)² · 0.0005 · √(n_c / max n), a lower one for frequent classes at first: BaCon.
 
     Args:
-        frequencies: [C] n, of labeled voxels of each class.
+        frequencies: [C] n, of labeled voxels of each class, as numbers or shares.
         progress: t, in [0, 1].
         temperature: τ, above 0.0005.
 
     Returns:
         [C] float32.
     """
-    relative = frequencies.float() / frequencies.max().clamp(min=1)
+    highest = frequencies.float().max()
+    relative = frequencies.float() / highest.where(highest > 0, 1)
     return temperature - (1 - progress) ** 2 * 0.0005 * relative.sqrt()
 
 

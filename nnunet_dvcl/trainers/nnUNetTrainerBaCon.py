@@ -12,7 +12,7 @@ from nnunet_dvcl import distributed
 from nnunet_dvcl.labels import UNKNOWN
 from nnunet_dvcl.losses import balanced_contrast, class_temperatures, reliable_negatives
 from nnunet_dvcl.losses.masked_mean import masked_mean
-from nnunet_dvcl.memory import ClassBank, ClassCounts
+from nnunet_dvcl.memory import ClassBank, ClassShares
 from nnunet_dvcl.networks import last_segmentation_layer, unwrap
 from nnunet_dvcl.options import Count, Positive, Share, Weight
 from nnunet_dvcl.trainers.base import FixMatch, FixMatchConfig, Reach, Step, Term, nnUNetTrainerSSL
@@ -27,11 +27,9 @@ class BaConConfig(FixMatchConfig):
     contrastive_start: Share = 0.5  # share of training before the contrast begins
     balanced_weight: Weight = 1.0  # of the balanced classifier's loss
     num_anchors: Count = 128  # labeled, and as many confident unlabeled voxels, of a class
-    anchor_confidence: Share = (
-        0.98  # the least probability, by the balanced classifier, of its class that an anchor has
-    )
+    anchor_confidence: Share = 0.98  # least probability of its class, by the balanced classifier, of an anchor
     num_negatives: Count = 64  # as how many the negatives of a voxel count
-    temperature: Positive = 0.1  # τ
+    temperature: Positive = 0.1  # τ of the contrast
     bank_capacity: Count = 1024  # features kept of a class, for its center
 
 
@@ -55,11 +53,12 @@ class nnUNetTrainerBaCon(FixMatch, nnUNetTrainerSSL):
     def build_memory(self) -> dict[str, nn.Module]:
         size = self.labels.num_classes, self.config.bank_capacity, self.config.feature_dim
         banks = {f"features_{name}": ClassBank(*size) for name in self.student_names}
-        return super().build_memory() | banks | {"frequencies": ClassCounts(self.labels.num_classes)}
+        return super().build_memory() | banks | {"frequencies": ClassShares(self.labels.num_classes, 1)}
 
     def ssl_terms(self, step: Step) -> dict[str, Term]:
         own = torch.stack([(step.target == c).sum() for c in range(self.labels.num_classes)])
-        self.memory["frequencies"].add(distributed.total(own))
+        seen = self.iteration / (self.iteration + 1)  # the shares of all steps so far
+        self.memory["frequencies"].update(distributed.total(own)[:, None], seen)
         value = sum(self.balanced(step, name) for name in self.student_names)
         return super().ssl_terms(step) | {"balanced": Term.scaled(value, self.config.balanced_weight)}
 
@@ -88,7 +87,7 @@ class nnUNetTrainerBaCon(FixMatch, nnUNetTrainerSSL):
         bank, temperature = self.memory[f"features_{name}"], self.config.temperature
         bank.push(features, classes.where(anchors, UNKNOWN))
         negative_of = reliable_negatives(taught, truth) & drawn[:, None]
-        temperatures = class_temperatures(self.memory["frequencies"].counts, step.progress, temperature)
+        temperatures = class_temperatures(self.memory["frequencies"].shares[:, 0], step.progress, temperature)
         number = self.config.num_negatives
         return balanced_contrast(
             features, classes, anchors, *bank.centers(), negative_of, temperatures, temperature, number

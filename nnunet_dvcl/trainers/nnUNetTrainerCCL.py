@@ -20,7 +20,7 @@ class CCLConfig(FixMatchConfig):
 
     teacher_decay: Share = 0.999  # share of the average that stays in a step; it teaches nothing and can be exported
     complementary_share: Share = 0.7  # k, the classes that are complementary to an unconfident voxel
-    temperature: Positive = 0.07
+    temperature: Positive = 0.07  # τ of the contrast
     num_anchors: Count = 64  # labeled or confident voxels of a class
     num_queries: Count = 512  # unconfident voxels
 

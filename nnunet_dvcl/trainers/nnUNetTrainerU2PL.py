@@ -27,7 +27,7 @@ class U2PLConfig(HostConfig):
     unreliable_share: Share = 0.2  # α_0, the most uncertain unlabeled voxels at first; falls to 0 over the training
     num_anchors: Count = 256  # M, anchors of a class
     num_negatives: Count = 50  # N, negatives of an anchor
-    temperature: Positive = 0.5  # τ
+    temperature: Positive = 0.5  # τ of the contrast
     anchor_probability: Share = 0.3  # δ_p, the least probability of its class that an anchor has
     num_queries: Count = 512  # unreliable voxels, and as many labeled ones, that are asked in a step to be negatives
     bank_capacity: Count = 4096  # negatives kept of a class

@@ -32,7 +32,7 @@ class UGPCLConfig(HostConfig):
     contrastive_start: Share = 0.05  # share of training before the contrast begins
     certain_entropy: Share = 0.75  # share of the highest entropy below which a voxel is certain, at first; 1 at the end
     num_anchors: Count = 64  # anchors of a class, half of them wrongly predicted
-    temperature: Positive = 0.07
+    temperature: Positive = 0.07  # τ of the contrast
     bank_capacity: Count = 256  # means kept of a class
 
     @model_validator(mode="after")

@@ -64,6 +64,7 @@ def test_frequent_classes_are_colder_at_first():
     for t in (0.0, 0.5, 1.0):
         expected = [0.1 - (1 - t) ** 2 * 0.0005 * math.sqrt(n / 900) for n in (900, 100, 0)]
         assert class_temperatures(counts, t).tolist() == pytest.approx(expected, rel=1e-6)
+    torch.testing.assert_close(class_temperatures(counts / 1000, 0.2), class_temperatures(counts, 0.2))
     assert class_temperatures(torch.zeros(3), 0.0).tolist() == pytest.approx([0.1] * 3)
 
 

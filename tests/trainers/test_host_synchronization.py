@@ -12,10 +12,12 @@ from nnunet_dvcl.losses import neighborhoods
 from nnunet_dvcl.trainers import (
     nnUNetTrainerBaCon,
     nnUNetTrainerCCL,
+    nnUNetTrainerCLD,
     nnUNetTrainerCPS,
     nnUNetTrainerCPS_HqCL,
     nnUNetTrainerCPS_SameView,
     nnUNetTrainerDAN,
+    nnUNetTrainerDHC,
     nnUNetTrainerDVCL,
     nnUNetTrainerDVCL_noQDS,
     nnUNetTrainerDVCL_SameView,
@@ -70,6 +72,8 @@ def as_on_a_gpu(features, absent, similarity, queries, neighbors):
         nnUNetTrainerCCL,
         nnUNetTrainerUGPCL,
         nnUNetTrainerBaCon,
+        nnUNetTrainerCLD,
+        nnUNetTrainerDHC,
     ],
 )
 def test_a_step_reads_no_more_than_this(start, trainer_class, monkeypatch):

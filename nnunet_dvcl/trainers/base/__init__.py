@@ -15,6 +15,7 @@ from nnunet_dvcl.trainers.base.second_decoder import TwoDecoders
 from nnunet_dvcl.trainers.base.signed_distances import SignedDistances, SignedDistancesConfig
 from nnunet_dvcl.trainers.base.step import Output, Reach, Step, Term
 from nnunet_dvcl.trainers.base.twins import Twins, TwinsConfig
+from nnunet_dvcl.trainers.base.weighted_twins import WeightedTwins
 
 __all__ = [
     "Adversary",
@@ -42,6 +43,7 @@ __all__ = [
     "Twins",
     "TwinsConfig",
     "TwoDecoders",
+    "WeightedTwins",
     "nnUNetTrainerPlugin",
     "nnUNetTrainerSSL",
 ]
