@@ -10,6 +10,7 @@ from nnunet_dvcl.networks import unwrap
 from nnunet_dvcl.trainers import nnUNetTrainerBaCon
 
 EVERYTHING = {"num_anchors": 1100, "bank_capacity": 3000, "contrastive_start": 0.0, "anchor_confidence": 0.2}
+EVERYTHING |= {"num_negatives": 64}
 MODES = ["labels", "ignore", "regions", "regions + ignore"]
 both_hosts = pytest.mark.parametrize("host", ["native", "cps"])
 

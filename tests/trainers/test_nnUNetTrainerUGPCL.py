@@ -1,6 +1,7 @@
 """UGPCL: two decoders on one encoder, which voxels they are certain of, and what is contrasted with what."""
 
 import math
+import sys
 
 import pytest
 import torch
@@ -109,8 +110,7 @@ def test_the_contrast_is_that_of_the_loops(start, host):
 
 
 def test_half_of_the_anchors_are_mistakes(start, monkeypatch):
-    import nnunet_dvcl.trainers.nnUNetTrainerUGPCL as module
-
+    module = sys.modules[nnUNetTrainerUGPCL.__module__]
     trainer = start(nnUNetTrainerUGPCL, "2d_tiny", num_anchors=10)
     step, drawn = noise_step(trainer), []
     draw = module.draw_per_class
