@@ -66,6 +66,7 @@ class nnUNetTrainerUGPCL(TwoDecoders, nnUNetTrainerSSL):
         return terms | {"supervised_B": terms["supervised_B"]._replace(weight=weight)}
 
     def ssl_terms(self, step: Step) -> dict[str, Term]:
+        self.certain_classes(step)  # logged from the first step on
         if self.config.host == "cps":
             return super().ssl_terms(step)
         a, b = (self.labels.decisions(step.unlabeled_patches(step.logits[name])) for name in self.student_names)
