@@ -8,9 +8,23 @@ from torch import Tensor
 
 from benchmarks.compare import Comparison, compare
 from benchmarks.sizes import Size
-from benchmarks.synthetic import empty_folders, labeled_batch, start_trainer, with_full_queue
-from nnunet_dvcl.trainers import nnUNetTrainerCPS, nnUNetTrainerCPS_SameView, nnUNetTrainerDVCL_SameView
+from benchmarks.synthetic import empty_folders, labeled_batch, num_views, phantom, start_trainer, with_full_queue
+from nnunet_dvcl import trainers
+from nnunet_dvcl.diagnostics.validation_voxels import ValidationVoxels
+from nnunet_dvcl.trainers import (
+    nnUNetTrainerCPS,
+    nnUNetTrainerCPS_SameView,
+    nnUNetTrainerDVCL,
+    nnUNetTrainerDVCL_SameView,
+    nnUNetTrainerSupervised,
+)
 from nnunet_dvcl.trainers.base.step import Step
+
+METHODS = tuple(
+    name
+    for name in trainers.__all__
+    if issubclass(getattr(trainers, name), trainers.nnUNetTrainerSSL) and name != "nnUNetTrainerSSL"
+)
 
 
 def dvcl_over_cps(size: Size, device: torch.device, repeats: int) -> Comparison:
@@ -28,6 +42,63 @@ def dvcl_over_cps(size: Size, device: torch.device, repeats: int) -> Comparison:
             device=device,
             size=size.name,
         )
+
+
+def dvcl_epoch_over_cps(size: Size, device: torch.device, repeats: int, iterations: int = 50) -> Comparison:
+    """Whole epochs: steps, two validation batches, what is measured once an epoch, log, curves and checkpoint."""
+    with empty_folders():
+        dvcl = with_full_queue(start_trainer(nnUNetTrainerDVCL, size, device))
+        cps = start_trainer(nnUNetTrainerCPS, size, device)
+        batches = [labeled_batch(size, size.batch_size, _scales(dvcl), views) for views in (2, 1)]
+        images, label_maps = phantom(size, 16)
+        number = dvcl.config.validation_voxels
+        dvcl.validation_voxels = ValidationVoxels(images, label_maps[:, 0], number, dvcl.batch_size)
+
+        def epoch(trainer) -> None:
+            training, validation = batches
+            trainer.on_epoch_start()
+            trainer.on_train_epoch_start()
+            trainer.on_train_epoch_end([trainer.train_step(training) for _ in range(iterations)])
+            trainer.on_validation_epoch_start()
+            trainer.on_validation_epoch_end([trainer.validation_step(validation) for _ in range(2)])
+            trainer.on_epoch_end()
+
+        return compare(
+            f"epoch of DVCL / epoch of CPS, {iterations} steps each",
+            ("DVCL", lambda: epoch(dvcl)),
+            ("CPS", lambda: epoch(cps)),
+            target=1.10,
+            repeats=repeats,
+            warmup=1,
+            device=device,
+            size=size.name,
+            memory=False,
+        )
+
+
+def method_over_supervised(name: str, size: Size, device: torch.device, repeats: int) -> Comparison:
+    """A step of one of our trainers, and of supervised training on as many patches."""
+    trainer_class = getattr(trainers, name)
+    with empty_folders():
+        method = start_trainer(trainer_class, size, device)
+        if "queue" in method.memory:
+            method = with_full_queue(method)
+        both = 2 * size.batch_size
+        supervised = start_trainer(nnUNetTrainerSupervised, size, device, batch_size=both)
+        labeled = labeled_batch(size, size.batch_size, _scales(method), num_views(method))
+        all_labeled = labeled_batch(size, both, _scales(method))
+        all_labeled["target"].pop()  # the valid voxels
+        comparison = compare(
+            f"step of {name} / step of nnUNetTrainerSupervised, as many patches",
+            (name, lambda: method.train_step(labeled)),
+            ("supervised", lambda: supervised.train_step(all_labeled)),
+            target=1.15 * trainer_class.passes.steps,
+            repeats=repeats,
+            device=device,
+            size=size.name,
+        )
+    comparison.notes["passes"] = trainer_class.passes.steps
+    return comparison
 
 
 def cps_over_twice_nnunet(size: Size, device: torch.device, repeats: int) -> Comparison:

@@ -7,6 +7,7 @@ from nnunet_dvcl.trainers.base.features import Features, FeaturesConfig
 from nnunet_dvcl.trainers.base.nnUNetTrainerPlugin import nnUNetTrainerPlugin
 from nnunet_dvcl.trainers.base.nnUNetTrainerSSL import SSLConfig, nnUNetTrainerSSL
 from nnunet_dvcl.trainers.base.panels import Panel
+from nnunet_dvcl.trainers.base.passes import Passes
 from nnunet_dvcl.trainers.base.preset import Preset
 from nnunet_dvcl.trainers.base.pseudo_labels import PseudoLabels, PseudoLabelsConfig
 from nnunet_dvcl.trainers.base.signed_distances import SignedDistances, SignedDistancesConfig
@@ -22,6 +23,7 @@ __all__ = [
     "FeaturesConfig",
     "Output",
     "Panel",
+    "Passes",
     "Preset",
     "PseudoLabels",
     "PseudoLabelsConfig",

@@ -19,6 +19,7 @@ from nnunet_dvcl.trainers.base.checkpoint import SSLState
 from nnunet_dvcl.trainers.base.config import TrainingConfig
 from nnunet_dvcl.trainers.base.logged_values import LoggedValues
 from nnunet_dvcl.trainers.base.nnUNetTrainerPlugin import nnUNetTrainerPlugin
+from nnunet_dvcl.trainers.base.passes import Passes
 from nnunet_dvcl.trainers.base.seeds import derive_seed
 from nnunet_dvcl.trainers.base.step import Output, Reach, Step, Term, patches_of, to_device, to_host
 from nnunet_dvcl.trainers.base.unlabeled_stream import UnlabeledStream
@@ -55,7 +56,7 @@ class nnUNetTrainerSSL(UnlabeledStream, LoggedValues, nnUNetTrainerPlugin):
     - `why_zero`: the reason why one of its terms was 0 for a whole epoch,
     - `symptoms`: what the values of an epoch show to be wrong,
 
-    and declares `config_class`, `reaches` and `panels`. What several methods have in common are parts, used
+    and declares `config_class`, `reaches`, `panels` and `passes`. What several methods have in common are parts, used
     by inheritance beside this class: `Twins`, `EMATeacher`, `Features`, `Adversary`, `SignedDistances`.
 
     What deploys is network A, exactly as nnU-Net builds it.
@@ -68,6 +69,7 @@ class nnUNetTrainerSSL(UnlabeledStream, LoggedValues, nnUNetTrainerPlugin):
     config_class: ClassVar[type[SSLConfig]] = SSLConfig
     student_names: ClassVar[tuple[str, ...]] = ("A",)
     reaches: ClassVar[Mapping[str, Reach]] = {}  # term of `ssl_terms` -> what its gradient reaches
+    passes: ClassVar[Passes] = Passes()  # of a step, with the default values
     needs_float64: ClassVar[bool] = False  # which mps devices lack: draws, and sums over all voxels of a batch, do
     config: SSLConfig
     labels: Labels
