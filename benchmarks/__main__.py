@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from benchmarks import parts, scaling, start_up, steps
+from benchmarks import epochs, parts, scaling, start_up, steps
 from benchmarks.compare import Comparison
 from benchmarks.report import write_report
 from benchmarks.sizes import SIZES, Size
@@ -24,7 +24,7 @@ def benchmarks_of(size: Size, device: torch.device, repeats: int | None) -> dict
     many = repeats or 5 * size.repeats
     return {
         "dvcl": lambda: steps.dvcl_over_cps(size, device, few),
-        "epoch": lambda: steps.dvcl_epoch_over_cps(size, device, few),
+        "epoch": lambda: epochs.dvcl_epoch_over_cps(size, device, few),
         "cps": lambda: steps.cps_over_twice_nnunet(size, device, few),
         "weak-strong": lambda: steps.weak_strong_over_same_view(size, device, few),
         "sequential": lambda: steps.sequential_over_joint(size, device, few),

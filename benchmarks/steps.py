@@ -8,13 +8,11 @@ from torch import Tensor
 
 from benchmarks.compare import Comparison, compare
 from benchmarks.sizes import Size
-from benchmarks.synthetic import empty_folders, labeled_batch, num_views, phantom, start_trainer, with_full_queue
+from benchmarks.synthetic import empty_folders, labeled_batch, num_views, start_trainer, with_full_queue
 from nnunet_dvcl import trainers
-from nnunet_dvcl.diagnostics.validation_voxels import ValidationVoxels
 from nnunet_dvcl.trainers import (
     nnUNetTrainerCPS,
     nnUNetTrainerCPS_SameView,
-    nnUNetTrainerDVCL,
     nnUNetTrainerDVCL_SameView,
     nnUNetTrainerSupervised,
 )
@@ -41,38 +39,6 @@ def dvcl_over_cps(size: Size, device: torch.device, repeats: int) -> Comparison:
             repeats=repeats,
             device=device,
             size=size.name,
-        )
-
-
-def dvcl_epoch_over_cps(size: Size, device: torch.device, repeats: int, iterations: int = 50) -> Comparison:
-    """Whole epochs: steps, two validation batches, what is measured once an epoch, log, curves and checkpoint."""
-    with empty_folders():
-        dvcl = with_full_queue(start_trainer(nnUNetTrainerDVCL, size, device))
-        cps = start_trainer(nnUNetTrainerCPS, size, device)
-        batches = [labeled_batch(size, size.batch_size, _scales(dvcl), views) for views in (2, 1)]
-        images, label_maps = phantom(size, 16)
-        number = dvcl.config.validation_voxels
-        dvcl.validation_voxels = ValidationVoxels(images, label_maps[:, 0], number, dvcl.batch_size)
-
-        def epoch(trainer) -> None:
-            training, validation = batches
-            trainer.on_epoch_start()
-            trainer.on_train_epoch_start()
-            trainer.on_train_epoch_end([trainer.train_step(training) for _ in range(iterations)])
-            trainer.on_validation_epoch_start()
-            trainer.on_validation_epoch_end([trainer.validation_step(validation) for _ in range(2)])
-            trainer.on_epoch_end()
-
-        return compare(
-            f"epoch of DVCL / epoch of CPS, {iterations} steps each",
-            ("DVCL", lambda: epoch(dvcl)),
-            ("CPS", lambda: epoch(cps)),
-            target=1.10,
-            repeats=repeats,
-            warmup=1,
-            device=device,
-            size=size.name,
-            memory=False,
         )
 
 

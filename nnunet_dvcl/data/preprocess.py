@@ -12,7 +12,6 @@ from nnunetv2.configuration import default_num_processes
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from pandas import json_normalize
-from tqdm import tqdm
 
 from nnunet_dvcl.data.folders import DatasetFolders, check_configuration, find_plans_file, labeled_cases, raw_root
 from nnunet_dvcl.data.messages import bullet_list
@@ -23,6 +22,7 @@ from nnunet_dvcl.data.storage import HIDDEN_FOLDER, complete_cases, remove_lefto
 from nnunet_dvcl.errors import UserError
 from nnunet_dvcl.files import visible_files, writing
 from nnunet_dvcl.lock import locked_where_possible
+from nnunet_dvcl.progress import with_progress
 
 _CONFIGURATION_KEYS = (
     "preprocessor_name",
@@ -146,7 +146,7 @@ class UnlabeledScans:
             write_json(self.settings, self.manifest)
             log(f"Preprocessing {len(todo)} of {len(images)} unlabeled scans into {folder}")
             results = in_processes(self._preprocess_scan, todo.items(), min(num_processes, len(todo)))
-            found = list(tqdm(results, total=len(todo), desc="Unlabeled scans"))
+            found = list(with_progress(results, "Unlabeled scans", len(todo), "scan", log, leave=True))
         problems, warnings = (sorted(filter(None, texts)) for texts in zip(*found, strict=True))
         if warnings:
             log(f"WARNING: these scans are used, but are strange:\n{bullet_list(warnings)}")

@@ -8,6 +8,7 @@ import random
 import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from math import inf
 from pathlib import Path
 from tempfile import TemporaryFile
 from time import time
@@ -34,13 +35,14 @@ from nnunet_dvcl.trainers.base.checkpoint import SSLState, Weights, add_ssl_stat
 from nnunet_dvcl.trainers.base.config import TrainingConfig
 from nnunet_dvcl.trainers.base.label_values import check_labels_of, check_named_labels
 from nnunet_dvcl.trainers.base.seeds import derive_seed
+from nnunet_dvcl.trainers.base.shown_progress import ShownProgress
 from nnunet_dvcl.trainers.base.update import MOST_SKIPPED_IN_A_ROW, SkippedSteps, update
 
 MOST_TO_LOSE = 30 * 60.0
 """Seconds of training that a kill costs at most, or those of one epoch where that takes longer."""
 
 
-class nnUNetTrainerPlugin(nnUNetTrainer):
+class nnUNetTrainerPlugin(ShownProgress, nnUNetTrainer):
     """nnUNetTrainer whose optimizer, learning rate, length and seed come from the plans' key ``"ssl"``.
 
     What deploys is its network, exactly as nnU-Net builds it. A trainer on it brings a `train_step`, which ends with
@@ -55,7 +57,7 @@ class nnUNetTrainerPlugin(nnUNetTrainer):
     config_class: ClassVar[type[TrainingConfig]] = TrainingConfig
     config: TrainingConfig
     skipped: SkippedSteps
-    _saved_at: float  # when the checkpoint was written that --c goes on from, or when training began
+    _saved_at: float = inf  # when the checkpoint was written that --c goes on from; before it, when training began
 
     def initialize(self) -> None:
         with writing(self.output_folder), TemporaryFile(dir=self.output_folder):
@@ -190,6 +192,7 @@ class nnUNetTrainerPlugin(nnUNetTrainer):
         Raises:
             UserError: names the losses and the cases. The weights, which none of these steps changed, are saved before.
         """
+        self.show_step()
         self.skipped.count(skipped, losses, batches)
         if self.skipped.in_a_row < MOST_SKIPPED_IN_A_ROW:
             return

@@ -13,7 +13,7 @@ from nnunet_dvcl.trainers.base import nnUNetTrainerPlugin
 
 @pytest.fixture
 def clock(monkeypatch):
-    """``clock[0]``: the minutes of an epoch's clock, for nnU-Net and for us."""
+    """``clock[0]``: the time in minutes, for nnU-Net and for us."""
     minutes = [0.0]
     for owner in (nnUNetTrainer, nnUNetTrainerPlugin):
         monkeypatch.setattr(sys.modules[owner.__module__], "time", lambda: 60 * minutes[0])
