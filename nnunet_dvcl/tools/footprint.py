@@ -16,6 +16,7 @@ import torch
 from batchgenerators.utilities.file_and_folder_operations import load_json
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
+from nnunet_dvcl.commands import dataset_number
 from nnunet_dvcl.data.folders import check_configuration, find_plans_file, num_channels
 from nnunet_dvcl.data.processes import environment_variable
 from nnunet_dvcl.errors import UserError
@@ -72,7 +73,7 @@ def estimate(
     if not isdir(join(dirname(plans_file), manager.data_identifier)):
         raise UserError(
             f"{dataset_name_or_id} is not preprocessed for {configuration}: run nnUNetv2_preprocess "
-            f"-d {dataset_name_or_id} -plans_name {plans_identifier} -c {configuration}."
+            f"-d {dataset_number(plans.dataset_name)} -plans_name {plans_identifier} -c {configuration}."
         )
 
     def footprint(size: list[int]) -> Footprint:
