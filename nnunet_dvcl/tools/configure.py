@@ -6,6 +6,7 @@ import json
 import math
 import re
 from copy import deepcopy
+from os.path import dirname, join
 from typing import Any
 
 from batchgenerators.utilities.file_and_folder_operations import load_json
@@ -14,8 +15,9 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from nnunet_dvcl.cascade.previous_stage import check_previous_stage
 from nnunet_dvcl.commands import train_command
 from nnunet_dvcl.data.folders import check_configuration, check_name, find_plans_file
-from nnunet_dvcl.data.storage import write_json
+from nnunet_dvcl.data.storage import HIDDEN_FOLDER, write_json
 from nnunet_dvcl.errors import UserError
+from nnunet_dvcl.lock import locked_where_possible
 from nnunet_dvcl.options import did_you_mean
 from nnunet_dvcl.trainers.base.config import check_ssl
 
@@ -45,6 +47,19 @@ def configure(
     if not assignments:
         raise UserError("Nothing to change: give KEY=VALUE, for instance batch_size=2, or a --preset.")
     plans_file = find_plans_file(dataset_name_or_id, plans_identifier)
+    with locked_where_possible(join(dirname(plans_file), HIDDEN_FOLDER, "plans.lock")):
+        derived, replaced = _write(plans_file, configuration, name, plans_identifier, assignments)
+    print(f"{'Replaced' if replaced else 'Wrote'} configuration {name} in {plans_file}:")
+    print(json.dumps(derived, indent=2))
+    command = train_command(dataset_name_or_id, name, 0, "nnUNetTrainerDVCL", plans_identifier)
+    print(f"Train with: {command}")
+    return plans_file
+
+
+def _write(
+    plans_file: str, configuration: str, name: str, plans_identifier: str, assignments: list[str]
+) -> tuple[dict, bool]:
+    """The new configuration, and whether it replaced one. One writer at a time: each writes the whole file."""
     plans = load_json(plans_file)
     check_configuration(plans_identifier, plans["configurations"], configuration)
     _check_names(plans["configurations"], configuration, name)
@@ -59,11 +74,7 @@ def configure(
     plans["configurations"][name] = derived
     check_previous_stage(PlansManager(deepcopy(plans)), name)
     write_json(plans, plans_file)
-    print(f"{'Replaced' if replaced else 'Wrote'} configuration {name} in {plans_file}:")
-    print(json.dumps(derived, indent=2))
-    command = train_command(dataset_name_or_id, name, 0, "nnUNetTrainerDVCL", plans_identifier)
-    print(f"Train with: {command}")
-    return plans_file
+    return derived, replaced
 
 
 def _check_names(existing: dict, configuration: str, name: str) -> None:

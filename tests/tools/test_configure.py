@@ -2,6 +2,7 @@ import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 
 from nnunet_dvcl.cascade.previous_stage import next_stages
 from nnunet_dvcl.errors import UserError
+from nnunet_dvcl.files import visible_files
 from nnunet_dvcl.tools.configure import configure
 from nnunet_dvcl.trainers.nnUNetTrainerDVCL import DVCLConfig
 
@@ -31,14 +33,14 @@ def write(tiny_dataset, plans_file):
 
 @pytest.fixture
 def refused(write, plans_file):
-    """``refused(*assignments)``: the message; the plans file is as before, and nothing lies beside it."""
+    """``refused(*assignments)``: the message; the plans file is as before; nothing but a hidden lock lies beside it."""
 
     def run(*assignments: str, **names: str) -> str:
-        content, files = plans_file.read_bytes(), sorted(os.listdir(plans_file.parent))
+        content, files = plans_file.read_bytes(), visible_files(plans_file.parent)
         with pytest.raises(UserError) as error:
             write(*assignments, **names)
         assert plans_file.read_bytes() == content
-        assert sorted(os.listdir(plans_file.parent)) == files
+        assert visible_files(plans_file.parent) == files
         return str(error.value)
 
     return run
@@ -124,6 +126,15 @@ def test_the_printed_command_trains_what_was_configured(
     names = ("dataset_name_or_id", "configuration", "fold", "trainer_class_name", "plans_identifier")
     assert [trained[name] for name in names] == ["901", "own", "0", "nnUNetTrainerDVCL", plans]
     assert trained["device"] == torch.device("cuda" if gpu else "cpu")
+
+
+def test_several_at_once_lose_nothing(tiny_dataset, plans_file):
+    """Each writes the whole file: experiments on one data set are often started side by side."""
+    names = [f"own_{i}" for i in range(16)]
+    with ThreadPoolExecutor(8) as pool:
+        jobs = [pool.submit(configure, "901", "3d_tiny", name, "nnUNetPlans", ["batch_size=3"]) for name in names]
+    assert {Path(job.result()) for job in jobs} == {plans_file}
+    assert json.loads(plans_file.read_text())["configurations"].keys() >= set(names)
 
 
 def test_null_and_text_are_values(write):
