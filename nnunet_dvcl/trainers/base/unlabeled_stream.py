@@ -58,8 +58,8 @@ class UnlabeledStream:
             self.print_to_log_file,
             self.config.unlabeled_folder,
             previous_stage and previous_stage.unlabeled,
-        )
             self.config.skip_bad_scans,
+        )
         if previous_stage is not None:
             previous_stage.check_unlabeled(dataset)
         labeled_workers, unlabeled_workers = divide_workers(
