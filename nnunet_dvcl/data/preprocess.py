@@ -12,7 +12,6 @@ from nnunetv2.configuration import default_num_processes
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from pandas import json_normalize
-from tqdm import tqdm
 
 from nnunet_dvcl.data.folders import DatasetFolders, check_configuration, find_plans_file, labeled_cases, raw_root
 from nnunet_dvcl.data.messages import bullet_list
@@ -23,6 +22,7 @@ from nnunet_dvcl.data.storage import HIDDEN_FOLDER, complete_cases, remove_lefto
 from nnunet_dvcl.errors import UserError
 from nnunet_dvcl.files import visible_files, writing
 from nnunet_dvcl.lock import locked_where_possible
+from nnunet_dvcl.progress import with_progress
 
 _CONFIGURATION_KEYS = (
     "preprocessor_name",
@@ -166,7 +166,8 @@ class UnlabeledScans:
             write_json(self.settings, self.manifest)
             log(f"Preprocessing {len(todo)} of {len(images)} unlabeled scans into {folder}")
             results = in_processes(self._preprocess_scan, todo.items(), min(num_processes, len(todo)))
-            found = sorted(tqdm(results, total=len(todo), desc="Unlabeled scans"), key=lambda result: result[0])
+            shown = with_progress(results, "Unlabeled scans", len(todo), "scan", log, leave=True)
+            found = sorted(shown, key=lambda result: result[0])
             problems = {scan: problem for scan, problem, _ in found if problem}
             if problems and skip_bad:
                 entries = {s: {"problem": problem, "files": _state(images[s])} for s, problem in problems.items()}

@@ -4,6 +4,7 @@ import functools
 import json
 import multiprocessing
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class, nn
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from small_values import SMALL
 
-from nnunet_dvcl import lock
+from nnunet_dvcl import lock, progress
 from nnunet_dvcl.cli import main
 from nnunet_dvcl.data import preprocess_unlabeled, processes
 from nnunet_dvcl.data.preprocess import UnlabeledScans
@@ -67,6 +68,12 @@ def test_2d_in_a_worker_process(tiny_dataset):
     assert folder.endswith("nnUNetPlans_2d_unlabeled")
     assert complete_cases(folder, nnUNetDatasetBlosc2) == {"scan_0"}
     assert not multiprocessing.active_children()
+
+
+def test_it_tells_how_long_all_scans_take(tiny_dataset, monkeypatch, capsys):
+    monkeypatch.setattr(progress, "TIMED", 2)
+    run()
+    assert re.search(r"Unlabeled scans: about \d+ s in all", capsys.readouterr().out)
 
 
 def test_second_run_touches_nothing(tiny_dataset, dataset_class):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 import numpy as np
@@ -25,6 +26,7 @@ class LoggedValues:
         Panel("steps that were skipped", "steps", ("skipped_steps",)),
     )
     loss_terms: tuple[str, ...]
+    _symptoms: tuple[str, ...] = ()  # of the epoch before
 
     def epoch_statistics(self) -> dict[str, float]:
         """Scalars, measured after the validation of an epoch and logged as ``ssl/<name>``; runs without gradients."""
@@ -33,6 +35,15 @@ class LoggedValues:
     def why_zero(self, term: str) -> str:
         """The reason why one of its terms was 0 for a whole epoch."""
         return "it never had anything to compare"
+
+    def symptoms(self, values: Mapping[str, float], dice: float) -> tuple[str, ...]:
+        """What an epoch shows to be wrong, and what to do: sentences, each told in the first of the epochs that has it.
+
+        Args:
+            values: those that the epoch logged, without ``ssl/``.
+            dice: its mean pseudo Dice; nan where its patches had no organ.
+        """
+        return ()
 
     def on_train_epoch_end(self, train_outputs: list[dict]) -> None:
         super().on_train_epoch_end(train_outputs)
@@ -74,6 +85,12 @@ class LoggedValues:
         ssl = {key.removeprefix("ssl/"): values for key, values in logging.items() if key.startswith("ssl/")}
         dice = {"dice": logging["mean_fg_dice"], "dice_average": logging["ema_fg_dice"]}
         plot_progress(dice | ssl, panels_of(type(self)), join(self.output_folder, "progress_ssl.png"))
+        last = {key: values[-1] for key, values in ssl.items() if values}
+        symptoms = self.symptoms(last, logging["mean_fg_dice"][-1])
+        for text in symptoms:
+            if text not in self._symptoms:
+                self.print_to_log_file(f"WARNING: {text}")
+        self._symptoms = symptoms
 
 
 def _mean_of_finite(values: np.ndarray) -> float:

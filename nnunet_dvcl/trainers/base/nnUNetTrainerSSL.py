@@ -56,9 +56,11 @@ class nnUNetTrainerSSL(UnlabeledStream, LoggedValues, nnUNetTrainerPlugin):
     - `after_step`: what follows an update of the weights,
     - `epoch_statistics`: what it measures once an epoch,
     - `why_zero`: the reason why one of its terms was 0 for a whole epoch,
+    - `symptoms`: what the values of an epoch show to be wrong,
 
     and declares `config_class`, `reaches` and `panels`. What several methods have in common are parts, used
-    by inheritance beside this class: `Twins`, `EMATeacher`, `Features`, `Adversary`, `SignedDistances`.
+    by inheritance beside this class: `Twins`, `WeightedTwins`, `EMATeacher`, `Features`, `Adversary`,
+    `SignedDistances`.
 
     What deploys is network A, exactly as nnU-Net builds it.
 
