@@ -47,7 +47,7 @@ def draw_curve(axes: Axes, values: Sequence[float], label: str, **look) -> None:
 
 def count_epochs(axes: Axes) -> None:
     """An x axis of few and whole epochs."""
-    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, min_n_ticks=1))
 
 
 def set_log_scale(axes: Axes) -> None:
