@@ -48,7 +48,7 @@ WITHOUT_CHANCE = {
 }
 WITHOUT_DEEP_SUPERVISION = ("CPS_Paper", "DVCL_Paper", "DVCL_noDS")
 # a gradient that is missing is found out in the second step; those of METHODS and "two steps" do the same
-TWICE = ("CPS", "CPS_HqCL", "DVCL_SimCLR", "CL_VCL", "DVCL_noQDS", "DVCL_noNPS", *WITHOUT_DEEP_SUPERVISION)
+TWICE = ("MagicNet", "CPS", "CPS_HqCL", "DVCL_SimCLR", "CL_VCL", "DVCL_noQDS", "DVCL_noNPS", *WITHOUT_DEEP_SUPERVISION)
 CLASSES = torch.tensor([0] * 40 + [1] * 8 + [0] * 40 + [-1] * 32 + [2] * 4 + [1] * 4)
 
 

@@ -19,6 +19,7 @@ from nnunet_dvcl.trainers import (
     nnUNetTrainerDVCL,
     nnUNetTrainerDVCL_noQDS,
     nnUNetTrainerDVCL_SameView,
+    nnUNetTrainerMagicNet,
     nnUNetTrainerUAMT,
 )
 from nnunet_dvcl.voxels import ranks
@@ -66,6 +67,7 @@ def as_on_a_gpu(features, absent, similarity, queries, neighbors):
         nnUNetTrainerDAN,
         nnUNetTrainerCLD,
         nnUNetTrainerDHC,
+        nnUNetTrainerMagicNet,
     ],
 )
 def test_a_step_reads_no_more_than_this(start, trainer_class, monkeypatch):
