@@ -27,7 +27,6 @@ _WORDS = {
     "bank_fill": "memory bank",
     "blended": "pseudo-labels changed by cubes",
     "certain": "the teacher is certain",
-    "consistency": "student and teacher",
     "cps": "cross pseudo supervision",
     "dice": "mean of all organs",
     "dice_average": "its moving average",
