@@ -109,7 +109,9 @@ def on_given_batches(mode: str, tiny) -> Jobs:
     for name in TWICE:
         deep_supervision = name not in WITHOUT_DEEP_SUPERVISION
         of_trainer = batches if deep_supervision else [(_full_resolution(one), two) for one, two in batches]
-        jobs[f"{name}, twice"] = ("train", {"given": given(tiny, name, **EVERYTHING), "batches": of_trainer})
+        arguments = given(tiny, name, **EVERYTHING)
+        arguments["plans"]["configurations"]["2d_tiny"]["patch_size"] = [8, 16]  # as the batches; MagicNet cuts it
+        jobs[f"{name}, twice"] = ("train", {"given": arguments, "batches": of_trainer})
     jobs["draws"] = ("draws", {"classes": CLASSES, "per_class": 6, "repeat": 400})
     return jobs
 
