@@ -162,6 +162,7 @@ def _voxels_named(observed: Observed, name: str, kind: str) -> Tensor:
     return named
 
 
+WITH_REGIONS = ("DVCL_SimCLR", "CL_VCL", "CLD", "DHC", "MagicNet")
 FROM_THE_START = {"contrastive_start": 0.0, "confidence": 0.4}
 
 
