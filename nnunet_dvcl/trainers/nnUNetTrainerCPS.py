@@ -61,7 +61,7 @@ class nnUNetTrainerCPS(PseudoLabels, Twins, nnUNetTrainerSSL):
     config_class: ClassVar[type[CPSConfig]] = CPSConfig
     config: CPSConfig
     reaches = {"cps": Reach.of("A B", "unlabeled")}
-    panels = (Panel("share of unlabeled voxels", "share", ("agreement",)),)
+    panels = (Panel("share of unlabeled voxels", "share", ("agreement",), first=True),)
     passes = Passes(trained=2, forward=1)  # two teachers, unlabeled patches alone
 
     def teachers(self) -> dict[str, Callable[[Tensor], Output]]:
