@@ -16,7 +16,7 @@ from nnunet_dvcl.losses.class_weighted import counts_by_class, overlaps, soft_di
 from nnunet_dvcl.memory import ClassShares
 from nnunet_dvcl.networks import FeatureTap, full_resolution, last_segmentation_layer, unwrap
 from nnunet_dvcl.options import Count, Share, Weight, option
-from nnunet_dvcl.trainers.base import Panel, Reach, Step, Term
+from nnunet_dvcl.trainers.base import Panel, Passes, Reach, Step, Term
 from nnunet_dvcl.trainers.nnUNetTrainerMT import MTConfig, nnUNetTrainerMT
 from nnunet_dvcl.voxels.cubes import CubeGrid, Mixing
 
@@ -36,6 +36,7 @@ class nnUNetTrainerMagicNet(nnUNetTrainerMT):
 
     config_class: ClassVar[type[MagicNetConfig]] = MagicNetConfig
     config: MagicNetConfig
+    passes = Passes(trained=3, forward=0.5)  # patches as they are, mixed, and in cubes
     reaches = {
         "recovered": Reach.of("A", "labeled"),
         "local": Reach.of("A", "labeled"),

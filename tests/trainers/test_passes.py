@@ -4,6 +4,8 @@ from collections import Counter
 
 import pytest
 import torch
+from dynamic_network_architectures.building_blocks.plain_conv_encoder import PlainConvEncoder
+from dynamic_network_architectures.building_blocks.unet_decoder import UNetDecoder
 
 from nnunet_dvcl import trainers
 from nnunet_dvcl.networks import unwrap
@@ -17,20 +19,23 @@ SEMI_SUPERVISED = [
 
 @pytest.mark.parametrize("name", SEMI_SUPERVISED)
 def test_a_step_runs_what_the_trainer_says(start, name):
+    """An encoder or a decoder is half a network; voxels count, however they are cut into batches."""
     trainer_class = getattr(trainers, name)
     trainer = start(trainer_class, "2d_tiny")
     labeled, unlabeled = next(trainer.dataloader_train), next(trainer.dataloader_unlabeled)
     trainer.dataloader_unlabeled = iter([unlabeled])
-    patches = Counter()
+    voxels = Counter()
 
-    def count(encoder, images, output) -> None:
-        patches["trained" if torch.is_grad_enabled() else "forward"] += len(images[0])
+    def count(half, inputs, output) -> None:
+        image = inputs[0][0] if isinstance(half, UNetDecoder) else inputs[0]  # the highest skip of an encoder
+        voxels["trained" if torch.is_grad_enabled() else "forward"] += image[:, 0].numel() / 2
 
-    networks = {id(unwrap(network)): unwrap(network) for network in trainer.networks().values()}
-    for network in networks.values():
-        network.encoder.register_forward_hook(count)
+    for module in (unwrap(trainer.network), *trainer.companions.values(), *trainer.memory.values()):
+        for half in unwrap(module).modules():
+            if isinstance(half, (PlainConvEncoder, UNetDecoder)):
+                half.register_forward_hook(count)
     trainer.train_step(labeled)
-    whole = len(labeled["data"]) + len(unlabeled["data"])
-    assert {kind: number / whole for kind, number in patches.items()} == {
+    whole = sum(batch["data"][:, 0].numel() for batch in (labeled, unlabeled))
+    assert {kind: number / whole for kind, number in voxels.items()} == {
         kind: passes for kind, passes in trainer_class.passes._asdict().items() if passes
     }

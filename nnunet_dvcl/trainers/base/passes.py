@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 
 class Passes(NamedTuple):
-    """Runs of one network over all patches of a step, labeled and unlabeled; half of them count as a half."""
+    """Runs of one network over all patches of a step; half of the patches are half a run, so is an encoder alone."""
 
     trained: float = 1.0  # with gradient: forward and backward
     forward: float = 0.0  # of teachers, without gradient
