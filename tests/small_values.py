@@ -13,4 +13,5 @@ SMALL = {
     "queue_capacity": 128,
     "outlier_neighbors": 20,
     "adversary_width": 4,
+    "location_width": 8,
 }

@@ -8,6 +8,7 @@ from torch import Tensor
 
 import nnunet_dvcl.trainers as trainers
 from nnunet_dvcl.networks import last_segmentation_layer
+from nnunet_dvcl.trainers.base import WeightedTwins
 from nnunet_dvcl.trainers.base.step import Reach, Step, Term
 from nnunet_dvcl.trainers.nnUNetTrainerCPS_HqCL import Voxels
 from nnunet_dvcl.voxels.gathering import to_dense
@@ -21,6 +22,7 @@ WITH_CONTRAST = [name for name in METHODS if "hqcl" in getattr(trainers, f"nnUNe
 
 
 HEAD_AND_PREDICTIONS = {"dual_task"}  # terms between the two; others train a head, or the networks' predictions
+OF_CUBES = {"location"}  # enters a network at its encoder, with cubes for images
 HALVES = ("cps: A learns from B", "cps: B learns from A")
 
 
@@ -60,7 +62,7 @@ def _observe(trainer, monkeypatch) -> Observed:
     trainer.dataloader_unlabeled = iter([unlabeled])
 
     supervised, cps, terms, selected, stored, steps = [], [], [], [], [], []
-    _keep(monkeypatch, trainer, "loss", supervised)
+    _keep(monkeypatch, trainer, "class_weighted_loss" if isinstance(trainer, WeightedTwins) else "loss", supervised)
     if isinstance(trainer, trainers.nnUNetTrainerCPS):
         for name in ("_cross_entropy", "_nnunet_loss"):
             _keep(monkeypatch, trainer, name, cps)
@@ -117,6 +119,7 @@ def _reaches_predictions(trainer, name: str, term: Tensor) -> bool:
 def _voxels_reached(observed: Observed, name: str, term: Tensor) -> Tensor:
     """Where the gradient enters network `name`, at its logits or at its last feature map: [B, *S] bool."""
     volumes = [observed.step.logits[name]]
+    volumes += [observed.step.kept[view] for view in ("recovered", "local") if view in observed.step.kept]
     if name in observed.step.features:
         volumes.append(observed.step.features[name])
     return torch.stack([gradient.abs().sum(1) > 0 for gradient in _gradients(term, volumes)]).any(0)
@@ -151,7 +154,8 @@ def _voxels_named(observed: Observed, name: str, kind: str) -> Tensor:
         *((name, "2d_tiny", "labels", True) for name in METHODS),
         *((name, "3d_tiny", "labels", True) for name in ("CPS", "DVCL")),
         *(("DVCL", "2d_tiny", mode, on) for mode in ("ignore", "regions + ignore") for on in (True, False)),
-        *((name, "2d_tiny", "regions + ignore", True) for name in ("DVCL_SimCLR", "CL_VCL")),
+        *((name, "2d_tiny", "regions + ignore", True) for name in ("DVCL_SimCLR", "CL_VCL", "CLD", "DHC", "MagicNet")),
+        ("CLD", "2d_tiny", "ignore", False),
     ],
 )
 def test_what_each_term_reaches(start, monkeypatch, name, configuration, label_mode, ignored_as_unlabeled):
@@ -175,7 +179,7 @@ def test_what_each_term_reaches(start, monkeypatch, name, configuration, label_m
             named = _voxels_named(observed, network, kind)
             assert not (touched & ~named).any(), f"{term} reaches voxels of {network} that are not {kind}"
             assert not (touched[observed.step.num_labeled :] & ~observed.step.valid).any(), f"{term} reaches padding"
-            assert touched.any() == (network in modules), term
+            assert touched.any() == (network in modules and term not in OF_CUBES), term
             if not ignored_as_unlabeled:
                 assert not touched[: observed.step.num_labeled][ignored].any(), f"{term} reaches the ignore label"
 

@@ -10,13 +10,16 @@ from torch.utils._pytree import tree_leaves
 
 from nnunet_dvcl.losses import neighborhoods
 from nnunet_dvcl.trainers import (
+    nnUNetTrainerCLD,
     nnUNetTrainerCPS,
     nnUNetTrainerCPS_HqCL,
     nnUNetTrainerCPS_SameView,
     nnUNetTrainerDAN,
+    nnUNetTrainerDHC,
     nnUNetTrainerDVCL,
     nnUNetTrainerDVCL_noQDS,
     nnUNetTrainerDVCL_SameView,
+    nnUNetTrainerMagicNet,
     nnUNetTrainerUAMT,
 )
 from nnunet_dvcl.voxels import ranks
@@ -62,6 +65,9 @@ def as_on_a_gpu(features, absent, similarity, queries, neighbors):
         nnUNetTrainerDVCL_noQDS,
         nnUNetTrainerUAMT,
         nnUNetTrainerDAN,
+        nnUNetTrainerCLD,
+        nnUNetTrainerDHC,
+        nnUNetTrainerMagicNet,
     ],
 )
 def test_a_step_reads_no_more_than_this(start, trainer_class, monkeypatch):

@@ -30,11 +30,14 @@ from nnunet_dvcl.data import NumpyDataset
 from nnunet_dvcl.networks import unwrap
 from nnunet_dvcl.trainers import (
     nnUNetTrainerCL_VCL,
+    nnUNetTrainerCLD,
     nnUNetTrainerCPS,
     nnUNetTrainerDAN,
+    nnUNetTrainerDHC,
     nnUNetTrainerDTC,
     nnUNetTrainerDVCL,
     nnUNetTrainerDVCL_SameView,
+    nnUNetTrainerMagicNet,
     nnUNetTrainerMT,
     nnUNetTrainerSASSNet,
     nnUNetTrainerSupervised,
@@ -148,7 +151,9 @@ class OnlyTheNetwork:
 WITHIN_THE_NETWORK = [
     trainer
     for trainer in (getattr(trainers, name) for name in trainers.__all__)
-    if issubclass(trainer, (trainers.nnUNetTrainerCPS_HqCL, trainers.nnUNetTrainerUAMT, SignedDistances))
+    if issubclass(
+        trainer, (trainers.nnUNetTrainerCPS_HqCL, trainers.nnUNetTrainerUAMT, nnUNetTrainerMagicNet, SignedDistances)
+    )
 ]
 """What looks at features, or drops them."""
 
@@ -166,7 +171,8 @@ def test_a_network_without_a_unets_decoder_is_refused_before_any_work(tiny_datas
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 @pytest.mark.parametrize(
-    "trainer_class", [nnUNetTrainerSupervised, nnUNetTrainerCPS, nnUNetTrainerMT, nnUNetTrainerDAN]
+    "trainer_class",
+    [nnUNetTrainerSupervised, nnUNetTrainerCPS, nnUNetTrainerMT, nnUNetTrainerDAN, nnUNetTrainerCLD],
 )
 def test_a_method_without_features_trains_any_network(tiny_dataset, build_trainer, trainer_class, optimizer):
     """With nnU-Net's Primus trainers come their warm-up and, where the plans name no other, their optimizer."""
@@ -221,13 +227,19 @@ def test_anisotropic_patches(tiny_dataset, contract, build_trainer, trainer_clas
         assert next(augmenter)["data"].shape == (2, views, 4, 16, 16)
 
 
-@pytest.mark.parametrize("trainer_class", [nnUNetTrainerUAMT, nnUNetTrainerSASSNet])
+@pytest.mark.parametrize("trainer_class", [nnUNetTrainerUAMT, nnUNetTrainerSASSNet, nnUNetTrainerMagicNet])
 def test_anisotropic_patches_of_other_methods(tiny_dataset, contract, trainer_class):
     """Dropout, adversary and signed distances; the distances are those of voxels that are three times as thick."""
     change(tiny_dataset, {}, "3d_fullres", patch_size=[4, 16, 16], spacing=[3.0, 1.0, 1.0])
     change(tiny_dataset, ANISOTROPIC, patch_size=[4, 16, 16])
     trainer = contract(trainer_class)
     assert trainer.configuration_manager.spacing == [3.0, 1.0, 1.0]
+
+
+def test_a_patch_that_magicnet_cannot_cut_is_refused(tiny_dataset, build_trainer):
+    change(tiny_dataset, configuration="2d_tiny", patch_size=[8, 4])
+    with pytest.raises(NotImplementedError, match=r"patch size \[8, 4\] is too small to be cut into cubes"):
+        build_trainer(nnUNetTrainerMagicNet, "2d_tiny").on_train_start()
 
 
 def test_several_input_channels(tiny_dataset, contract):
@@ -267,7 +279,9 @@ def test_batch_size_one(tiny_dataset, contract, trainer_class):
 # ---------------------------------------------------------------- labels
 
 
-@pytest.mark.parametrize("trainer_class", [nnUNetTrainerDVCL, nnUNetTrainerCL_VCL, nnUNetTrainerSASSNet])
+@pytest.mark.parametrize(
+    "trainer_class", [nnUNetTrainerDVCL, nnUNetTrainerCL_VCL, nnUNetTrainerSASSNet, nnUNetTrainerDHC]
+)
 def test_two_classes(tiny_dataset, contract, trainer_class):
     change(tiny_dataset)
     write_dataset_json(tiny_dataset, labels={"background": 0, "organ": 1})
@@ -276,7 +290,7 @@ def test_two_classes(tiny_dataset, contract, trainer_class):
     assert trainer.labels.num_classes == trainer.labels.width == 2
 
 
-@pytest.mark.parametrize("trainer_class", [nnUNetTrainerDVCL, nnUNetTrainerUAMT, nnUNetTrainerDTC])
+@pytest.mark.parametrize("trainer_class", [nnUNetTrainerDVCL, nnUNetTrainerUAMT, nnUNetTrainerDTC, nnUNetTrainerCLD])
 def test_one_region(tiny_dataset, contract, trainer_class):
     """A single sigmoid: two classes, one channel."""
     change(tiny_dataset)
@@ -286,7 +300,7 @@ def test_one_region(tiny_dataset, contract, trainer_class):
     assert trainer.label_manager.num_segmentation_heads == 1
 
 
-@pytest.mark.parametrize("trainer_class", [nnUNetTrainerDVCL, nnUNetTrainerCL_VCL, nnUNetTrainerDTC])
+@pytest.mark.parametrize("trainer_class", [nnUNetTrainerDVCL, nnUNetTrainerCL_VCL, nnUNetTrainerDTC, nnUNetTrainerCLD])
 def test_fourteen_classes(tiny_dataset, contract, trainer_class):
     """As many as the paper's larger data set has; a patch holds only some of them."""
     change(tiny_dataset)

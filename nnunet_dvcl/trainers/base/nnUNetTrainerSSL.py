@@ -27,10 +27,13 @@ from nnunet_dvcl.trainers.base.unlabeled_stream import UnlabeledStream
 class SSLConfig(TrainingConfig):
     """What every semi-supervised trainer has."""
 
+    may_change: ClassVar[frozenset[str]] = frozenset({"skip_bad_scans"})
+
     unlabeled_batch_size: or_null(Count) = None  # unlabeled patches a step, over all GPUs; null: the plan's batch size
     consistency_weight: Weight = 0.1  # λ_u of Eq. 3. Paper
     rampup_fraction: Share = 1.0  # share of training over which λ_u rises by w(t); 0: no ramp
     unlabeled_folder: Flag = True  # scans of `imagesTr_unlabeled` take part
+    skip_bad_scans: Flag = False  # scans that cannot be used are left out and listed; false: they end the run
     ignored_as_unlabeled: Flag = True  # voxels of the ignore label count as unlabeled ones
     sequential_twins: Flag = False  # each network runs again for its gradients: half the memory
 
@@ -56,7 +59,8 @@ class nnUNetTrainerSSL(UnlabeledStream, LoggedValues, nnUNetTrainerPlugin):
     - `symptoms`: what the values of an epoch show to be wrong,
 
     and declares `config_class`, `reaches` and `panels`. What several methods have in common are parts, used
-    by inheritance beside this class: `Twins`, `EMATeacher`, `Features`, `Adversary`, `SignedDistances`.
+    by inheritance beside this class: `Twins`, `WeightedTwins`, `EMATeacher`, `Features`, `Adversary`,
+    `SignedDistances`.
 
     What deploys is network A, exactly as nnU-Net builds it.
 

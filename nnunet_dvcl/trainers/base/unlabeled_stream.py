@@ -58,6 +58,7 @@ class UnlabeledStream:
             self.print_to_log_file,
             self.config.unlabeled_folder,
             previous_stage and previous_stage.unlabeled,
+            self.config.skip_bad_scans,
         )
         if previous_stage is not None:
             previous_stage.check_unlabeled(dataset)
@@ -137,14 +138,9 @@ class UnlabeledStream:
                 self.fold,
                 self._num_processes,
                 self.print_to_log_file,
-                self.uses_unlabeled_folder,
+                self.config_class.from_plans,
             )
         except UserError as error:
             return error
         finally:
             self.set_deep_supervision_enabled(True)
-
-    @classmethod
-    def uses_unlabeled_folder(cls, configuration: dict) -> bool:
-        """Whether this trainer takes the scans of ``imagesTr_unlabeled`` in a resolved configuration of the plans."""
-        return cls.config_class.from_plans(configuration).unlabeled_folder
