@@ -14,4 +14,6 @@ SMALL = {
     "outlier_neighbors": 20,
     "adversary_width": 4,
     "location_width": 8,
+    "confidence": 0.4,
+    "anchor_confidence": 0.2,
 }

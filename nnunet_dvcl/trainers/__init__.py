@@ -2,6 +2,8 @@
 
 from nnunet_dvcl.trainers.base.lengths import trainer_of_length
 from nnunet_dvcl.trainers.base.nnUNetTrainerSSL import nnUNetTrainerSSL
+from nnunet_dvcl.trainers.nnUNetTrainerBaCon import nnUNetTrainerBaCon
+from nnunet_dvcl.trainers.nnUNetTrainerCCL import nnUNetTrainerCCL
 from nnunet_dvcl.trainers.nnUNetTrainerCL_VCL import nnUNetTrainerCL_VCL
 from nnunet_dvcl.trainers.nnUNetTrainerCLD import nnUNetTrainerCLD
 from nnunet_dvcl.trainers.nnUNetTrainerCPS import nnUNetTrainerCPS
@@ -35,7 +37,9 @@ from nnunet_dvcl.trainers.nnUNetTrainerMT import nnUNetTrainerMT
 from nnunet_dvcl.trainers.nnUNetTrainerMT_WeakStrong import nnUNetTrainerMT_WeakStrong
 from nnunet_dvcl.trainers.nnUNetTrainerSASSNet import nnUNetTrainerSASSNet
 from nnunet_dvcl.trainers.nnUNetTrainerSupervised import nnUNetTrainerSupervised
+from nnunet_dvcl.trainers.nnUNetTrainerU2PL import nnUNetTrainerU2PL
 from nnunet_dvcl.trainers.nnUNetTrainerUAMT import nnUNetTrainerUAMT
+from nnunet_dvcl.trainers.nnUNetTrainerUGPCL import nnUNetTrainerUGPCL
 
 __all__ = sorted(
     name for name, value in globals().items() if name.startswith("nnUNetTrainer") and isinstance(value, type)

@@ -60,7 +60,7 @@ class nnUNetTrainerCPS(PseudoLabels, Twins, nnUNetTrainerSSL):
     config_class: ClassVar[type[CPSConfig]] = CPSConfig
     config: CPSConfig
     reaches = {"cps": Reach.of("A B", "unlabeled")}
-    panels = (Panel("share of unlabeled voxels", "share", ("agreement",)),)
+    panels = (Panel("share of unlabeled voxels", "share", ("agreement",), first=True),)
 
     def teachers(self) -> dict[str, Callable[[Tensor], Output]]:
         students = self.students()

@@ -29,6 +29,8 @@ import nnunet_dvcl.trainers as trainers
 from nnunet_dvcl.data import NumpyDataset
 from nnunet_dvcl.networks import unwrap
 from nnunet_dvcl.trainers import (
+    nnUNetTrainerBaCon,
+    nnUNetTrainerCCL,
     nnUNetTrainerCL_VCL,
     nnUNetTrainerCLD,
     nnUNetTrainerCPS,
@@ -41,9 +43,11 @@ from nnunet_dvcl.trainers import (
     nnUNetTrainerMT,
     nnUNetTrainerSASSNet,
     nnUNetTrainerSupervised,
+    nnUNetTrainerU2PL,
     nnUNetTrainerUAMT,
+    nnUNetTrainerUGPCL,
 )
-from nnunet_dvcl.trainers.base import SignedDistances
+from nnunet_dvcl.trainers.base import Host, SignedDistances
 
 IMAGES = "nnUNetPlans_3d_fullres"
 EACH_STEP = [nnUNetTrainerSupervised, nnUNetTrainerCPS, nnUNetTrainerDVCL]
@@ -152,7 +156,8 @@ WITHIN_THE_NETWORK = [
     trainer
     for trainer in (getattr(trainers, name) for name in trainers.__all__)
     if issubclass(
-        trainer, (trainers.nnUNetTrainerCPS_HqCL, trainers.nnUNetTrainerUAMT, nnUNetTrainerMagicNet, SignedDistances)
+        trainer,
+        (trainers.nnUNetTrainerCPS_HqCL, trainers.nnUNetTrainerUAMT, nnUNetTrainerMagicNet, SignedDistances, Host),
     )
 ]
 """What looks at features, or drops them."""
@@ -278,9 +283,11 @@ def test_batch_size_one(tiny_dataset, contract, trainer_class):
 
 # ---------------------------------------------------------------- labels
 
+OF_CONTRAST = [nnUNetTrainerU2PL, nnUNetTrainerCCL, nnUNetTrainerUGPCL, nnUNetTrainerBaCon]
+
 
 @pytest.mark.parametrize(
-    "trainer_class", [nnUNetTrainerDVCL, nnUNetTrainerCL_VCL, nnUNetTrainerSASSNet, nnUNetTrainerDHC]
+    "trainer_class", [nnUNetTrainerDVCL, nnUNetTrainerCL_VCL, nnUNetTrainerSASSNet, nnUNetTrainerDHC, *OF_CONTRAST]
 )
 def test_two_classes(tiny_dataset, contract, trainer_class):
     change(tiny_dataset)
@@ -300,7 +307,9 @@ def test_one_region(tiny_dataset, contract, trainer_class):
     assert trainer.label_manager.num_segmentation_heads == 1
 
 
-@pytest.mark.parametrize("trainer_class", [nnUNetTrainerDVCL, nnUNetTrainerCL_VCL, nnUNetTrainerDTC, nnUNetTrainerCLD])
+@pytest.mark.parametrize(
+    "trainer_class", [nnUNetTrainerDVCL, nnUNetTrainerCL_VCL, nnUNetTrainerDTC, nnUNetTrainerCLD, *OF_CONTRAST]
+)
 def test_fourteen_classes(tiny_dataset, contract, trainer_class):
     """As many as the paper's larger data set has; a patch holds only some of them."""
     change(tiny_dataset)

@@ -21,6 +21,7 @@ from nnunet_dvcl.data import (
     stop_augmenter,
     unlabeled_transforms,
 )
+from nnunet_dvcl.endings import message_alone
 from nnunet_dvcl.errors import UserError
 from nnunet_dvcl.networks import unwrap
 
@@ -110,6 +111,7 @@ class UnlabeledStream:
         super().on_train_end()
         stop_augmenter(self.dataloader_unlabeled)
 
+    @message_alone()
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
         # first: nnU-Net ends with metrics that rank 0 computes alone, and no barrier waits that long
         problem = self._predict_next_stage() if self.configuration_manager.next_stage_names else None
