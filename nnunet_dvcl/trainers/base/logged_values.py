@@ -86,7 +86,7 @@ class LoggedValues:
         dice = {"dice": logging["mean_fg_dice"], "dice_average": logging["ema_fg_dice"]}
         plot_progress(dice | ssl, panels_of(type(self)), join(self.output_folder, "progress_ssl.png"))
         last = {key: values[-1] for key, values in ssl.items() if values}
-        symptoms = self.symptoms(last, logging["mean_fg_dice"][-1])
+        symptoms = self.symptoms(last, float(logging["mean_fg_dice"][-1]))  # nnU-Net's is NumPy's
         for text in symptoms:
             if text not in self._symptoms:
                 self.print_to_log_file(f"WARNING: {text}")
