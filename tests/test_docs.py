@@ -57,6 +57,22 @@ def anchors(page: Path) -> set[str]:
 
 
 @every_page
+def test_nothing_is_said_twice_on_a_page(page):
+    """As a merge of two versions leaves it: a line of text that comes again, two rows of a table on one thing."""
+    lines = [line.strip() for line in prose(page).splitlines()]
+    texts = [line for line in lines if len(line) > 60 and not line.startswith("|")]
+    assert sorted(texts) == sorted(set(texts))
+    for table in re.findall(r"(?:^\|.*\n)+", prose(page), re.MULTILINE):
+        named = [cell for row in table.splitlines()[2:] if re.fullmatch(r"`.*`", cell := row.split("|")[1].strip())]
+        assert sorted(named) == sorted(set(named))
+
+
+@every_page
+def test_headings_stand_alone(page):
+    assert not re.findall(r"(?<!\n)\n#+ .*", prose(page).lstrip())
+
+
+@every_page
 def test_links_resolve(page):
     for target in re.findall(r"\]\(([^)\s]+)\)", prose(page)):
         if target.startswith("https://"):

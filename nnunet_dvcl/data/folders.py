@@ -1,6 +1,7 @@
 """Where nnU-Net keeps a data set, and where its unlabeled scans live beside it."""
 
 import os
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from os.path import basename, dirname, isfile, join
@@ -50,6 +51,12 @@ class DatasetFolders:
         names = [f"CASE_{c:04d}{dataset_json['file_ending']}" for c in range(num_channels(dataset_json))]
         return join(self.images, ", ".join(names))
 
+    def misnamed_images(self) -> str:
+        """A sentence on folders that were probably meant to be `images`, after a space; empty where there are none."""
+        names = os.listdir(self.raw) if os.path.isdir(self.raw) else ()
+        meant = [name for name in sorted(names) if _is_like_images_folder(name) and os.path.isdir(join(self.raw, name))]
+        return f" There is {join(self.raw, meant[0])}: was it meant? Rename it to {IMAGES_FOLDER}." if meant else ""
+
     def dataset_class(self) -> type[nnUNetBaseDataset]:
         """nnU-Net's dataset class of the labeled cases; ``UserError`` when they are not preprocessed."""
         try:
@@ -59,6 +66,10 @@ class DatasetFolders:
         except (AssertionError, KeyError) as error:
             problem = f"does not look like a folder of preprocessed cases ({error})"
         raise UserError(f"{self.labeled} {problem}. Preprocess the labeled cases first, with nnUNetv2_preprocess.")
+
+
+def _is_like_images_folder(name: str) -> bool:
+    return name != IMAGES_FOLDER and re.search("un[-_ ]?label", name, re.IGNORECASE) is not None
 
 
 def labeled_cases(dataset_class: type[nnUNetBaseDataset], folder: str) -> list[str]:

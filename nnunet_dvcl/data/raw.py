@@ -34,10 +34,16 @@ def find_unlabeled_images(raw_dataset: str, dataset_json: dict) -> dict[str, lis
     problems += [problem for scan in sorted(scans) for problem in _scan_problems(scan, scans[scan], num_files)]
     if problems:
         raise UserError(
-            f"{folder} must be laid out as imagesTr is: {num_files} file(s) a scan, channels "
-            f"0000 to {num_files - 1:04d}, ending {ending}. Rename, complete or remove:\n{bullet_list(problems)}"
+            f"{folder} must be laid out as imagesTr is: {_layout(num_files)}, ending {ending}. Rename, complete or "
+            f"remove:\n{bullet_list(problems)}"
         )
     return {scan: [join(folder, scans[scan][c]) for c in range(num_files)] for scan in sorted(scans)}
+
+
+def _layout(num_files: int) -> str:
+    if num_files == 1:
+        return "one file a scan, channel 0000"
+    return f"{num_files} files a scan, channels 0000 to {num_files - 1:04d}"
 
 
 def check_images(image_files: Sequence[str], reader: BaseReaderWriter, dataset_json: dict) -> list[str]:
@@ -53,8 +59,12 @@ def check_images(image_files: Sequence[str], reader: BaseReaderWriter, dataset_j
         raise UserError(f"{all_files}: the channels differ in shape: {', '.join(map(str, shapes))}")
     if not any(image.any() for image in images):
         raise UserError(f"{all_files}: the image is empty, every voxel is 0")
-    if (channels := sum(map(len, images))) != num_channels(dataset_json):
-        raise UserError(f"{all_files}: {channels} channel(s), but dataset.json names {num_channels(dataset_json)}")
+    if (channels := sum(map(len, images))) != (expected := num_channels(dataset_json)):
+        size = " x ".join(map(str, shapes[0]))
+        raise UserError(
+            f"{all_files}: read as {channels} channels of {size} voxels, but dataset.json names {expected}. "
+            "Is it an image of vectors or colors, or a series of images?"
+        )
     strange = []
     if not all(all_finite):
         strange.append(f"NaN or infinite voxels, which {type(reader).__name__} reads as 0")

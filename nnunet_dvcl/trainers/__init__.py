@@ -32,6 +32,7 @@ from nnunet_dvcl.trainers.nnUNetTrainerDVCL_SameView import (
     nnUNetTrainerCPS_SameView,
     nnUNetTrainerDVCL_SameView,
 )
+from nnunet_dvcl.trainers.nnUNetTrainerMagicNet import nnUNetTrainerMagicNet
 from nnunet_dvcl.trainers.nnUNetTrainerMT import nnUNetTrainerMT
 from nnunet_dvcl.trainers.nnUNetTrainerMT_WeakStrong import nnUNetTrainerMT_WeakStrong
 from nnunet_dvcl.trainers.nnUNetTrainerSASSNet import nnUNetTrainerSASSNet

@@ -15,7 +15,7 @@ from nnunet_dvcl.losses.masked_mean import masked_mean
 from nnunet_dvcl.memory import ClassBank, ClassShares
 from nnunet_dvcl.networks import last_segmentation_layer, unwrap
 from nnunet_dvcl.options import Count, Positive, Share, Weight
-from nnunet_dvcl.trainers.base import FixMatch, FixMatchConfig, Reach, Step, Term, nnUNetTrainerSSL
+from nnunet_dvcl.trainers.base import FixMatch, FixMatchConfig, Passes, Reach, Step, Term, nnUNetTrainerSSL
 from nnunet_dvcl.voxels.draws import draw_per_class
 from nnunet_dvcl.voxels.gathering import gather_rows
 
@@ -39,6 +39,7 @@ class nnUNetTrainerBaCon(FixMatch, nnUNetTrainerSSL):
     config_class: ClassVar[type[BaConConfig]] = BaConConfig
     needs_float64 = True
     config: BaConConfig
+    passes = Passes(trained=1, forward=1)
     reaches = {
         "pseudo_labels": Reach.of("A", "unlabeled"),
         "balanced": Reach.of("A head_balanced_A", "present"),

@@ -11,7 +11,7 @@ from nnunet_dvcl import distributed
 from nnunet_dvcl.labels import UNKNOWN
 from nnunet_dvcl.losses import complementary_contrast, least_likely_classes
 from nnunet_dvcl.options import Count, Positive, Share
-from nnunet_dvcl.trainers.base import FixMatch, FixMatchConfig, Reach, Step, nnUNetTrainerSSL
+from nnunet_dvcl.trainers.base import FixMatch, FixMatchConfig, Passes, Reach, Step, nnUNetTrainerSSL
 from nnunet_dvcl.voxels.draws import draw_per_class, draw_voxels
 
 
@@ -32,6 +32,7 @@ class nnUNetTrainerCCL(FixMatch, nnUNetTrainerSSL):
     needs_float64 = True
     has_teacher = True
     config: CCLConfig
+    passes = Passes(trained=1, forward=1)
     reaches = {"pseudo_labels": Reach.of("A", "unlabeled"), "contrast": Reach.of("A head_A", "present")}
 
     def contrast(self, step: Step, name: str) -> Tensor:

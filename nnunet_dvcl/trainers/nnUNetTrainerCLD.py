@@ -11,7 +11,7 @@ from nnunet_dvcl import distributed
 from nnunet_dvcl.losses.class_weighted import of_class, power_weights, sums_by_class
 from nnunet_dvcl.memory import ClassConfidence
 from nnunet_dvcl.options import Share, Weight
-from nnunet_dvcl.trainers.base import Panel, Step, TwinsConfig, WeightedTwins, nnUNetTrainerSSL
+from nnunet_dvcl.trainers.base import Panel, Passes, Step, TwinsConfig, WeightedTwins, nnUNetTrainerSSL
 
 
 class CLDConfig(TwinsConfig):
@@ -27,6 +27,7 @@ class nnUNetTrainerCLD(WeightedTwins, nnUNetTrainerSSL):
 
     config_class: ClassVar[type[CLDConfig]] = CLDConfig
     config: CLDConfig
+    passes = Passes(trained=2)
     panels = (Panel("share of labeled and unlabeled voxels", "share", ("followed_*",)),)
 
     def build_memory(self) -> dict[str, nn.Module]:

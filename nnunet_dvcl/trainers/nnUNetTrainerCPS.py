@@ -12,6 +12,7 @@ from nnunet_dvcl.errors import UserError
 from nnunet_dvcl.trainers.base import (
     Output,
     Panel,
+    Passes,
     PseudoLabels,
     PseudoLabelsConfig,
     Reach,
@@ -60,7 +61,8 @@ class nnUNetTrainerCPS(PseudoLabels, Twins, nnUNetTrainerSSL):
     config_class: ClassVar[type[CPSConfig]] = CPSConfig
     config: CPSConfig
     reaches = {"cps": Reach.of("A B", "unlabeled")}
-    panels = (Panel("share of unlabeled voxels", "share", ("agreement",)),)
+    panels = (Panel("share of unlabeled voxels", "share", ("agreement",), first=True),)
+    passes = Passes(trained=2, forward=1)  # two teachers, unlabeled patches alone
 
     def teachers(self) -> dict[str, Callable[[Tensor], Output]]:
         students = self.students()

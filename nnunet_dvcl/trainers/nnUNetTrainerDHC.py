@@ -13,7 +13,7 @@ from nnunet_dvcl.losses import logarithmic_weights
 from nnunet_dvcl.losses.class_weighted import soft_dice, sums_by_class
 from nnunet_dvcl.memory import ClassDifficulty
 from nnunet_dvcl.options import Count, Share, Weight, option
-from nnunet_dvcl.trainers.base import Step, TwinsConfig, WeightedTwins, nnUNetTrainerSSL
+from nnunet_dvcl.trainers.base import Passes, Step, TwinsConfig, WeightedTwins, nnUNetTrainerSSL
 
 
 class DHCConfig(TwinsConfig):
@@ -30,6 +30,7 @@ class nnUNetTrainerDHC(WeightedTwins, nnUNetTrainerSSL):
 
     config_class: ClassVar[type[DHCConfig]] = DHCConfig
     config: DHCConfig
+    passes = Passes(trained=2)
 
     def build_memory(self) -> dict[str, nn.Module]:
         size, config = (self.labels.num_options, self.labels.num_decisions), self.config

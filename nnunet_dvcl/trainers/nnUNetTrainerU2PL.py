@@ -12,7 +12,7 @@ from nnunet_dvcl.labels import UNKNOWN
 from nnunet_dvcl.losses import HighQualityContrastiveLoss, negative_classes
 from nnunet_dvcl.memory import ClassBank
 from nnunet_dvcl.options import Count, Positive, Share, Weight, choice
-from nnunet_dvcl.trainers.base import Host, HostConfig, Reach, Step, nnUNetTrainerSSL
+from nnunet_dvcl.trainers.base import Host, HostConfig, Passes, Reach, Step, nnUNetTrainerSSL
 from nnunet_dvcl.voxels.draws import draw_per_class, draw_voxels
 from nnunet_dvcl.voxels.entropy_share import most_uncertain
 
@@ -39,6 +39,7 @@ class nnUNetTrainerU2PL(Host, nnUNetTrainerSSL):
     config_class: ClassVar[type[U2PLConfig]] = U2PLConfig
     needs_float64 = True
     config: U2PLConfig
+    passes = Passes(trained=1, forward=1)  # the teacher's features of labeled patches are needed too
     reaches = {"pseudo_labels": Reach.of("A", "unlabeled"), "contrast": Reach.of("A head_A", "present")}
 
     def build_memory(self) -> dict[str, nn.Module]:

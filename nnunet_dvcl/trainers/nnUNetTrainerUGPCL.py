@@ -14,7 +14,7 @@ from nnunet_dvcl.labels import UNKNOWN
 from nnunet_dvcl.losses import pixel_contrast, voxel_entropy
 from nnunet_dvcl.memory import ClassBank
 from nnunet_dvcl.options import Count, Positive, Share, Weight, choice
-from nnunet_dvcl.trainers.base import HostConfig, Panel, Reach, Step, Term, TwoDecoders, nnUNetTrainerSSL
+from nnunet_dvcl.trainers.base import HostConfig, Panel, Passes, Reach, Step, Term, TwoDecoders, nnUNetTrainerSSL
 from nnunet_dvcl.voxels.draws import draw_per_class
 
 
@@ -51,6 +51,7 @@ class nnUNetTrainerUGPCL(TwoDecoders, nnUNetTrainerSSL):
     config_class: ClassVar[type[UGPCLConfig]] = UGPCLConfig
     needs_float64 = True
     config: UGPCLConfig
+    passes = Passes(trained=1.5)  # one encoder, two decoders
     reaches = {"consistency": Reach.of("A B", "unlabeled"), "contrast": Reach.of("A B head_A head_B", "present")}
     panels = (Panel("share of unlabeled voxels", "share", ("certain",)),)
 

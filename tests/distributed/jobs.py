@@ -52,7 +52,7 @@ WITHOUT_CHANCE = {
 }
 WITHOUT_DEEP_SUPERVISION = ("CPS_Paper", "DVCL_Paper", "DVCL_noDS")
 # a gradient that is missing is found out in the second step; those of METHODS and "two steps" do the same
-TWICE = ("CPS", "CPS_HqCL", "DVCL_SimCLR", "CL_VCL", "DVCL_noQDS", "DVCL_noNPS", *WITHOUT_DEEP_SUPERVISION)
+TWICE = ("MagicNet", "CPS", "CPS_HqCL", "DVCL_SimCLR", "CL_VCL", "DVCL_noQDS", "DVCL_noNPS", *WITHOUT_DEEP_SUPERVISION)
 CLASSES = torch.tensor([0] * 40 + [1] * 8 + [0] * 40 + [-1] * 32 + [2] * 4 + [1] * 4)
 
 
@@ -109,7 +109,9 @@ def on_given_batches(mode: str, tiny) -> Jobs:
     for name in TWICE:
         deep_supervision = name not in WITHOUT_DEEP_SUPERVISION
         of_trainer = batches if deep_supervision else [(_full_resolution(one), two) for one, two in batches]
-        jobs[f"{name}, twice"] = ("train", {"given": given(tiny, name, **EVERYTHING), "batches": of_trainer})
+        arguments = given(tiny, name, **EVERYTHING)
+        arguments["plans"]["configurations"]["2d_tiny"]["patch_size"] = [8, 16]  # as the batches; MagicNet cuts it
+        jobs[f"{name}, twice"] = ("train", {"given": arguments, "batches": of_trainer})
     jobs["draws"] = ("draws", {"classes": CLASSES, "per_class": 6, "repeat": 400})
     return jobs
 

@@ -21,6 +21,7 @@ from nnunet_dvcl.trainers import (
     nnUNetTrainerDVCL,
     nnUNetTrainerDVCL_noQDS,
     nnUNetTrainerDVCL_SameView,
+    nnUNetTrainerMagicNet,
     nnUNetTrainerU2PL,
     nnUNetTrainerUAMT,
     nnUNetTrainerUGPCL,
@@ -74,6 +75,7 @@ def as_on_a_gpu(features, absent, similarity, queries, neighbors):
         nnUNetTrainerBaCon,
         nnUNetTrainerCLD,
         nnUNetTrainerDHC,
+        nnUNetTrainerMagicNet,
     ],
 )
 def test_a_step_reads_no_more_than_this(start, trainer_class, monkeypatch):

@@ -1,5 +1,6 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -74,7 +75,7 @@ def test_networks_that_both_say_background_are_told_once_an_occurrence(start, ca
 
     def told(agreement, dice):
         now = {"epoch_start_timestamps": 0.0, "train_losses": 0.0, "val_losses": 0.0, "ssl/agreement": agreement}
-        for key, value in {**now, "mean_fg_dice": dice, "dice_per_class_or_region": [dice]}.items():
+        for key, value in {**now, "mean_fg_dice": np.float64(dice), "dice_per_class_or_region": [dice]}.items():
             trainer._log(key, value)
         trainer.on_epoch_end()
         return "WARNING: Both networks say background" in capsys.readouterr().out

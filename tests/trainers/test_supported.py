@@ -39,6 +39,7 @@ from nnunet_dvcl.trainers import (
     nnUNetTrainerDTC,
     nnUNetTrainerDVCL,
     nnUNetTrainerDVCL_SameView,
+    nnUNetTrainerMagicNet,
     nnUNetTrainerMT,
     nnUNetTrainerSASSNet,
     nnUNetTrainerSupervised,
@@ -154,7 +155,10 @@ class OnlyTheNetwork:
 WITHIN_THE_NETWORK = [
     trainer
     for trainer in (getattr(trainers, name) for name in trainers.__all__)
-    if issubclass(trainer, (trainers.nnUNetTrainerCPS_HqCL, trainers.nnUNetTrainerUAMT, SignedDistances, Host))
+    if issubclass(
+        trainer,
+        (trainers.nnUNetTrainerCPS_HqCL, trainers.nnUNetTrainerUAMT, nnUNetTrainerMagicNet, SignedDistances, Host),
+    )
 ]
 """What looks at features, or drops them."""
 
@@ -228,13 +232,19 @@ def test_anisotropic_patches(tiny_dataset, contract, build_trainer, trainer_clas
         assert next(augmenter)["data"].shape == (2, views, 4, 16, 16)
 
 
-@pytest.mark.parametrize("trainer_class", [nnUNetTrainerUAMT, nnUNetTrainerSASSNet])
+@pytest.mark.parametrize("trainer_class", [nnUNetTrainerUAMT, nnUNetTrainerSASSNet, nnUNetTrainerMagicNet])
 def test_anisotropic_patches_of_other_methods(tiny_dataset, contract, trainer_class):
     """Dropout, adversary and signed distances; the distances are those of voxels that are three times as thick."""
     change(tiny_dataset, {}, "3d_fullres", patch_size=[4, 16, 16], spacing=[3.0, 1.0, 1.0])
     change(tiny_dataset, ANISOTROPIC, patch_size=[4, 16, 16])
     trainer = contract(trainer_class)
     assert trainer.configuration_manager.spacing == [3.0, 1.0, 1.0]
+
+
+def test_a_patch_that_magicnet_cannot_cut_is_refused(tiny_dataset, build_trainer):
+    change(tiny_dataset, configuration="2d_tiny", patch_size=[8, 4])
+    with pytest.raises(NotImplementedError, match=r"patch size \[8, 4\] is too small to be cut into cubes"):
+        build_trainer(nnUNetTrainerMagicNet, "2d_tiny").on_train_start()
 
 
 def test_several_input_channels(tiny_dataset, contract):

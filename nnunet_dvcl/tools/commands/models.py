@@ -63,9 +63,16 @@ def export(folder: str, network: str, to: str, f: str | None, chk: str, no_compa
     print(f"Wrote {to}. Predict with: {Command(*words, *device_option())}")
 
 
-@command(argument("checkpoint", metavar="CHECKPOINT", help="a .pth file of nnU-Net or of this package"))
-def inspect(checkpoint: str) -> None:
+@command(argument("path", metavar="CHECKPOINT", help="a .pth file, or a trained model's folder: its newest ones"))
+def inspect(path: str) -> None:
     """Print what a checkpoint holds, without running code from it."""
+    from os.path import isdir
+
     from nnunet_dvcl.tools.inspection import describe, read_plain
 
-    print(describe(checkpoint, read_plain(checkpoint)))
+    files = [path]
+    if isdir(path):
+        from nnunet_dvcl.tools.model_folders import find_folds
+
+        files = [fold.newest_checkpoint() for fold in find_folds(path)]
+    print("\n\n".join(describe(file, read_plain(file)) for file in files))

@@ -9,6 +9,7 @@ from nnunet_dvcl.trainers.base.host import Host, HostConfig
 from nnunet_dvcl.trainers.base.nnUNetTrainerPlugin import nnUNetTrainerPlugin
 from nnunet_dvcl.trainers.base.nnUNetTrainerSSL import SSLConfig, nnUNetTrainerSSL
 from nnunet_dvcl.trainers.base.panels import Panel
+from nnunet_dvcl.trainers.base.passes import Passes
 from nnunet_dvcl.trainers.base.preset import Preset
 from nnunet_dvcl.trainers.base.pseudo_labels import PseudoLabels, PseudoLabelsConfig
 from nnunet_dvcl.trainers.base.second_decoder import TwoDecoders
@@ -30,6 +31,7 @@ __all__ = [
     "HostConfig",
     "Output",
     "Panel",
+    "Passes",
     "Preset",
     "PseudoLabels",
     "PseudoLabelsConfig",

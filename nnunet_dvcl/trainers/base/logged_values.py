@@ -10,7 +10,7 @@ from batchgenerators.utilities.file_and_folder_operations import join
 from nnunetv2.utilities.collate_outputs import collate_outputs
 
 from nnunet_dvcl import distributed
-from nnunet_dvcl.trainers.base.panels import Panel, panels_of
+from nnunet_dvcl.trainers.base.panels import DICE, Panel, panels_of
 from nnunet_dvcl.trainers.base.progress_plot import plot_progress
 
 
@@ -20,7 +20,11 @@ class LoggedValues:
     Steps that were skipped do not count.
     """
 
-    panels: ClassVar[tuple[Panel, ...]] = (Panel("weight of the consistency terms", "weight", ("rampup",)),)
+    panels: ClassVar[tuple[Panel, ...]] = (
+        DICE,
+        Panel("weight of the consistency terms", "weight", ("rampup",)),
+        Panel("steps that were skipped", "steps", ("skipped_steps",)),
+    )
     loss_terms: tuple[str, ...]
     _symptoms: tuple[str, ...] = ()  # of the epoch before
 
@@ -79,9 +83,10 @@ class LoggedValues:
             return
         logging = self.logger.get_checkpoint()
         ssl = {key.removeprefix("ssl/"): values for key, values in logging.items() if key.startswith("ssl/")}
-        plot_progress(ssl, panels_of(type(self)), join(self.output_folder, "progress_ssl.png"))
+        dice = {"dice": logging["mean_fg_dice"], "dice_average": logging["ema_fg_dice"]}
+        plot_progress(dice | ssl, panels_of(type(self)), join(self.output_folder, "progress_ssl.png"))
         last = {key: values[-1] for key, values in ssl.items() if values}
-        symptoms = self.symptoms(last, logging["mean_fg_dice"][-1])
+        symptoms = self.symptoms(last, float(logging["mean_fg_dice"][-1]))  # nnU-Net's is NumPy's
         for text in symptoms:
             if text not in self._symptoms:
                 self.print_to_log_file(f"WARNING: {text}")

@@ -8,6 +8,7 @@ import random
 import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from math import inf
 from pathlib import Path
 from tempfile import TemporaryFile
 from time import time
@@ -27,6 +28,7 @@ from nnunet_dvcl.cascade.previous_stage import PreviousStage, check_stages, stag
 from nnunet_dvcl.data import NumpyDataset, with_own_random_numbers
 from nnunet_dvcl.data.folders import labeled_cases
 from nnunet_dvcl.data.splits import withheld_cases
+from nnunet_dvcl.endings import message_alone
 from nnunet_dvcl.errors import UserError
 from nnunet_dvcl.files import replacing, writing
 from nnunet_dvcl.networks import freeze_idle_layers, unwrap
@@ -56,9 +58,14 @@ class nnUNetTrainerPlugin(ShownProgress, nnUNetTrainer):
     config_class: ClassVar[type[TrainingConfig]] = TrainingConfig
     config: TrainingConfig
     skipped: SkippedSteps
-    _saved_at: float  # when the checkpoint was written that --c goes on from, or when training began
+    _saved_at: float = inf  # when the checkpoint was written that --c goes on from; before it, when training began
 
     def initialize(self) -> None:
+        if self.device.type == "cuda" and not torch.cuda.is_available():
+            raise UserError(
+                "torch finds no GPU here: for small data train with -device cpu; else check the driver (nvidia-smi) "
+                "and torch's build (nnunet_dvcl doctor)."
+            )
         with writing(self.output_folder), TemporaryFile(dir=self.output_folder):
             pass  # not only when the first checkpoint is written
         check_named_labels(self.label_manager)
@@ -129,6 +136,14 @@ class nnUNetTrainerPlugin(ShownProgress, nnUNetTrainer):
     def _architecture_owner(self) -> type[nnUNetTrainer]:
         """The class whose `build_network_architecture` we use, normally nnUNetTrainer: it can load network A again."""
         return next(owner for owner in type(self).__mro__ if "build_network_architecture" in vars(owner))
+
+    @message_alone()
+    def run_training(self) -> None:
+        super().run_training()
+
+    @message_alone()
+    def perform_actual_validation(self, save_probabilities: bool = False) -> None:
+        super().perform_actual_validation(save_probabilities)
 
     def on_train_start(self) -> None:
         if not self.was_initialized:
@@ -251,6 +266,7 @@ class nnUNetTrainerPlugin(ShownProgress, nnUNetTrainer):
         """The weights of every network that a checkpoint of this trainer holds, by name; A, which deploys, first."""
         return {"A": checkpoint["network_weights"]}
 
+    @message_alone()
     def load_checkpoint(self, checkpoint: str) -> None:
         if not self.was_initialized:
             self.initialize()

@@ -25,7 +25,7 @@ class WeightedTwins(Twins):
 
     reaches: ClassVar = {"cps": Reach.of("A B", "present")}
     panels = (
-        Panel("share of labeled and unlabeled voxels", "share", ("agreement",)),
+        Panel("share of labeled and unlabeled voxels", "share", ("agreement",), first=True),
         Panel("highest class weight divided by the lowest", "ratio", ("weight_ratio_*",)),
     )
     config: SSLConfig
