@@ -70,7 +70,7 @@ class Host(Features, PseudoLabels, EMATeacher, SecondNetwork):
     def teachers(self) -> dict[str, Callable[[Tensor], Output]]:
         students = self.students()
         teachers = {name: self.teacher_of(name) for name in self.student_names}
-        return {name: students[of] if of in students else self.teach for name, of in teachers.items()}
+        return {name: students.get(of, self.teach) for name, of in teachers.items()}
 
     @property
     def learns_from_average(self) -> bool:
