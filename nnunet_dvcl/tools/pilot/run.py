@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 from collections.abc import Sequence
@@ -123,7 +122,7 @@ class Pilot:
 
     def claim(self) -> None:
         """The folder is new or has this pilot; a half-finished one of other values would be mixed up."""
-        names = ("configuration", "plans", "hours", "group_pattern")
+        names = ("configuration", "plans", "group_pattern")
         wanted = {name: getattr(self, name) for name in names} | {"trainers": list(self.trainers)}
         wanted |= {"dataset": self.dataset.name, "labeled cases": sorted(self.dataset.labeled_cases)}
         file = self.root / "pilot.json"
@@ -134,6 +133,9 @@ class Pilot:
             self.root.mkdir(parents=True, exist_ok=True)
             write_json(wanted, str(file))
         made = load_json(str(file))
+        if self._schedule_file.is_file():  # until it is fitted, the time can still be changed
+            made |= {"hours": load_json(str(self._schedule_file))["hours"]}
+            wanted |= {"hours": self.hours}
         if differing := [name for name in wanted if made.get(name) != wanted[name]]:
             raise UserError(
                 f"{self.root} has a pilot with other values ({', '.join(differing)}). Give them as they were to go on "
@@ -234,7 +236,7 @@ class Pilot:
 
     def _schedule(self, timings: dict[str, Timing]) -> Schedule:
         """Fitted once: a pilot that goes on has the schedule that it was begun with."""
-        file = self.root / "schedule.json"
+        file = self._schedule_file
         if not file.is_file():
             configuration = self.dataset.plans(self.plans).get_configuration(self.configuration).configuration
             config = TrainingConfig.from_plans(configuration)
@@ -242,8 +244,12 @@ class Pilot:
             number = len(self.devices)
             left = self.hours * 3600 - duration([t.training(FEW_STEPS) for t in timings.values()], number)
             schedule = fit(list(timings.values()), len(self.folds), number, left, longest)
-            write_json(asdict(schedule), str(file))
-        return Schedule(**json.loads(file.read_text(encoding="utf-8")))
+            write_json({"hours": self.hours, "schedule": asdict(schedule)}, str(file))
+        return Schedule(**load_json(str(file))["schedule"])
+
+    @property
+    def _schedule_file(self) -> Path:
+        return self.root / "schedule.json"
 
     # ---------------------------------------------------------------- what is said
 

@@ -94,6 +94,13 @@ def test_a_whole_pilot_that_is_stopped_goes_on_and_touches_nothing_of_the_users(
     assert "a pilot with other values (hours)" in capsys.readouterr().err
 
 
+def test_with_too_little_time_more_can_be_given(fakes, capsys):
+    words = [*WORDS[:5], "--devices", "cpu", "--hours"]
+    assert main([*words, "0.02"]) == 1
+    assert "The time is too short: 10 trainings of 100 steps" in capsys.readouterr().err
+    assert main([*words, "1"]) == 0
+
+
 def test_a_training_that_fails_is_told_and_gives_no_verdict(fakes, capsys):
     fakes.let("2d_tiny_pilot_seed0", "echo no memory; exit 3")
     assert main(WORDS) == 1
