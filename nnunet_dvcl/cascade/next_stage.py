@@ -13,7 +13,6 @@ from batchgenerators.utilities.file_and_folder_operations import load_json
 from nnunetv2.inference.export_prediction import resample_and_save
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from torch import nn
-from tqdm import tqdm
 
 from nnunet_dvcl import distributed
 from nnunet_dvcl.cascade.previous_stage import (
@@ -31,6 +30,7 @@ from nnunet_dvcl.data.storage import HIDDEN_FOLDER, remove_leftovers, whole_file
 from nnunet_dvcl.errors import UserError
 from nnunet_dvcl.lock import locked_where_possible
 from nnunet_dvcl.networks import unwrap
+from nnunet_dvcl.progress import with_progress
 
 
 def predict_unlabeled(
@@ -105,7 +105,7 @@ def _predict_stage(
         log(f"Predicting {len(todo)} of {len(own)} unlabeled cases for {stage.next_stage} into {folder}")
         predictions = _predictions(predictor, stage, cases, targets, todo)
         saved = in_processes(_save, predictions, min(num_processes, len(todo)))
-        list(tqdm(saved, total=len(todo), desc="Unlabeled cases", disable=distributed.rank() > 0))
+        list(with_progress(saved, "Unlabeled cases", len(todo), "case", log, shown=first, leave=True))
         distributed.barrier()
 
 

@@ -3,15 +3,18 @@
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
-from os.path import isfile, join
+from os.path import basename, dirname, isfile, join
 
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class, nnUNetBaseDataset
 from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
+from nnunet_dvcl.commands import dataset_number
 from nnunet_dvcl.data.messages import bullet_list
 from nnunet_dvcl.errors import UserError
+from nnunet_dvcl.files import visible_files
+from nnunet_dvcl.options import did_you_mean
 
 IMAGES_FOLDER = "imagesTr_unlabeled"
 
@@ -96,8 +99,18 @@ def find_plans_file(dataset_name_or_id: str, plans_identifier: str) -> str:
     check_name(name, "data set")
     for file in ("dataset.json", f"{plans_identifier}.json"):
         if not isfile(path := join(root, name, file)):
-            raise UserError(f"{path} does not exist: run nnUNetv2_plan_and_preprocess -d {dataset_name_or_id}.")
+            raise UserError(f"{path} does not exist{_how_to_plan(path)}")
     return path
+
+
+def _how_to_plan(missing: str) -> str:
+    folder, plans = dirname(missing), basename(missing).removesuffix(".json")
+    command = f"run nnUNetv2_plan_and_preprocess -d {dataset_number(basename(folder))}"
+    if plans in ("dataset", "nnUNetPlans"):
+        return f": {command}."
+    others = [name.removesuffix(".json") for name in visible_files(folder) if name.endswith(".json")]
+    planned = f"{command} with the planner that makes them (-pl), or with -overwrite_plans_name {plans}"
+    return f".{did_you_mean(plans, others)} To make these plans, {planned}."
 
 
 def check_configuration(plans: str, known: Iterable[str], configuration: str) -> None:

@@ -12,17 +12,17 @@ from nnunetv2.configuration import default_num_processes
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from pandas import json_normalize
-from tqdm import tqdm
 
 from nnunet_dvcl.data.folders import DatasetFolders, check_configuration, find_plans_file, labeled_cases, raw_root
 from nnunet_dvcl.data.messages import bullet_list
 from nnunet_dvcl.data.processes import Log, in_processes
-from nnunet_dvcl.data.raw import check_images, find_unlabeled_images
+from nnunet_dvcl.data.raw import CONSTANT, check_images, find_unlabeled_images
 from nnunet_dvcl.data.splits import check_scans_have_no_label
 from nnunet_dvcl.data.storage import HIDDEN_FOLDER, complete_cases, remove_leftovers, save_case, write_json
 from nnunet_dvcl.errors import UserError
 from nnunet_dvcl.files import visible_files, writing
 from nnunet_dvcl.lock import locked_where_possible
+from nnunet_dvcl.progress import with_progress
 
 _CONFIGURATION_KEYS = (
     "preprocessor_name",
@@ -146,10 +146,10 @@ class UnlabeledScans:
             write_json(self.settings, self.manifest)
             log(f"Preprocessing {len(todo)} of {len(images)} unlabeled scans into {folder}")
             results = in_processes(self._preprocess_scan, todo.items(), min(num_processes, len(todo)))
-            found = list(tqdm(results, total=len(todo), desc="Unlabeled scans"))
+            found = list(with_progress(results, "Unlabeled scans", len(todo), "scan", log, leave=True))
         problems, warnings = (sorted(filter(None, texts)) for texts in zip(*found, strict=True))
         if warnings:
-            log(f"WARNING: these scans say nothing after normalization:\n{bullet_list(warnings)}")
+            log(f"WARNING: these scans are used, but are strange:\n{bullet_list(warnings)}")
         if problems:
             raise UserError(
                 f"{len(problems)} unlabeled scan(s) cannot be used; the other {len(images) - len(problems)} are done "
@@ -161,7 +161,7 @@ class UnlabeledScans:
         files = ", ".join(image_files)
         plans, configuration = self.plans_manager, self.configuration_manager
         try:
-            check_images(image_files, plans.image_reader_writer_class(), self.dataset_json)
+            strange = check_images(image_files, plans.image_reader_writer_class(), self.dataset_json)
             preprocessor = configuration.preprocessor_class(verbose=False)
             data, mask, properties = preprocessor.run_case(image_files, None, plans, configuration, self.dataset_json)
         except UserError as error:
@@ -172,8 +172,11 @@ class UnlabeledScans:
             return f"{files}: NaN or infinite after normalization; its values are too large (or constant)", None
         data, patch_size = data.astype(np.float32, copy=False), tuple(configuration.patch_size)
         save_case(self.folders.unlabeled, identifier, data, mask, properties, self.dataset_class, patch_size)
-        constant = any(np.ptp(channel) == 0 for channel in data)
-        return None, f"{files}: every voxel has the same value" if constant else None
+        if len(patch_size) == 3 and 1 in properties["shape_before_cropping"]:
+            strange.append("a single slice, in a 3d configuration")
+        if CONSTANT not in strange and any(np.ptp(channel) == 0 for channel in data):
+            strange.append(f"{CONSTANT} after normalization")
+        return None, f"{files}: {'; '.join(strange)}" if strange else None
 
 
 def _differences(old: dict, new: dict) -> list[str]:

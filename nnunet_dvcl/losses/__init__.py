@@ -1,7 +1,14 @@
 """Losses: pure functions and small modules of rows (for pseudo-labels: of logits). No nnU-Net, device or epoch."""
 
+from nnunet_dvcl.losses.class_weighted import (
+    logarithmic_weights,
+    power_weights,
+    weighted_cross_entropy,
+    weighted_dice_loss,
+)
 from nnunet_dvcl.losses.complementary_labels import complementary_label_contrast
 from nnunet_dvcl.losses.consistency import consistency
+from nnunet_dvcl.losses.cube_blending import blend_cubes
 from nnunet_dvcl.losses.distance_aware import DistanceAwareContrastiveLoss
 from nnunet_dvcl.losses.entropy import voxel_entropy
 from nnunet_dvcl.losses.high_quality import HighQualityContrastiveLoss
@@ -19,18 +26,23 @@ __all__ = [
     "DistanceAwareContrastiveLoss",
     "HighQualityContrastiveLoss",
     "Neighborhoods",
+    "blend_cubes",
     "complementary_label_contrast",
     "consistency",
     "dual_task_consistency",
     "find_neighborhoods",
     "gaussian_rampup",
     "info_nce",
+    "logarithmic_weights",
     "nn_clr",
     "positiveness",
+    "power_weights",
     "pseudo_label_cross_entropy",
     "signed_distance_error",
     "sim_clr",
     "sn_clr",
     "soft_neighbor_likelihood",
     "voxel_entropy",
+    "weighted_cross_entropy",
+    "weighted_dice_loss",
 ]

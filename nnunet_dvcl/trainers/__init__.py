@@ -3,9 +3,11 @@
 from nnunet_dvcl.trainers.base.lengths import trainer_of_length
 from nnunet_dvcl.trainers.base.nnUNetTrainerSSL import nnUNetTrainerSSL
 from nnunet_dvcl.trainers.nnUNetTrainerCL_VCL import nnUNetTrainerCL_VCL
+from nnunet_dvcl.trainers.nnUNetTrainerCLD import nnUNetTrainerCLD
 from nnunet_dvcl.trainers.nnUNetTrainerCPS import nnUNetTrainerCPS
 from nnunet_dvcl.trainers.nnUNetTrainerCPS_HqCL import nnUNetTrainerCPS_HqCL
 from nnunet_dvcl.trainers.nnUNetTrainerDAN import nnUNetTrainerDAN
+from nnunet_dvcl.trainers.nnUNetTrainerDHC import nnUNetTrainerDHC
 from nnunet_dvcl.trainers.nnUNetTrainerDTC import nnUNetTrainerDTC
 from nnunet_dvcl.trainers.nnUNetTrainerDVCL import (
     nnUNetTrainerDVCL,

@@ -4,6 +4,7 @@ import functools
 import json
 import multiprocessing
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from nnunetv2.training.dataloading import nnunet_dataset
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class, nnUNetDatasetBlosc2
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from nnunet_dvcl import lock
+from nnunet_dvcl import lock, progress
 from nnunet_dvcl.data import preprocess_unlabeled, processes
 from nnunet_dvcl.data.preprocess import UnlabeledScans
 from nnunet_dvcl.data.raw import check_images
@@ -63,6 +64,12 @@ def test_2d_in_a_worker_process(tiny_dataset):
     assert folder.endswith("nnUNetPlans_2d_unlabeled")
     assert complete_cases(folder, nnUNetDatasetBlosc2) == {"scan_0"}
     assert not multiprocessing.active_children()
+
+
+def test_it_tells_how_long_all_scans_take(tiny_dataset, monkeypatch, capsys):
+    monkeypatch.setattr(progress, "TIMED", 2)
+    run()
+    assert re.search(r"Unlabeled scans: about \d+ s in all", capsys.readouterr().out)
 
 
 def test_second_run_touches_nothing(tiny_dataset, dataset_class):
@@ -277,9 +284,26 @@ def test_a_scan_that_is_constant_after_normalization_is_used_with_a_warning(tiny
     write_scan(tiny_dataset, "even", np.full((8, 9, 10), 7, np.float32))
     run()
     printed = capsys.readouterr().out
-    assert "WARNING: these scans say nothing after normalization" in printed
+    assert "WARNING: these scans are used, but are strange" in printed
     (line,) = [line for line in printed.splitlines() if "every voxel has the same value" in line]
-    assert "even_0000.nii.gz" in line
+    assert line.endswith("even_0000.nii.gz: every voxel has the same value")
+
+
+def test_what_is_strange_in_a_scan_is_told(tiny_dataset, capsys):
+    """Resampling gives a constant image values that differ in their last digits."""
+    noise = np.random.default_rng(0).normal(100, 30, (1, 9, 10)).astype(np.float32)
+    write_scan(tiny_dataset, "slice", noise)
+    image = sitk.GetImageFromArray(np.full((8, 9, 10), 7, np.float32))
+    image.SetSpacing((0.7, 1.3, 3))
+    sitk.WriteImage(image, str(tiny_dataset.images / "even_0000.nii.gz"))
+    write_scan(tiny_dataset, "air", noise.repeat(8, 0) - 1e4)
+    run()
+    printed = capsys.readouterr().out
+    assert "slice_0000.nii.gz: a single slice, in a 3d configuration\n" in printed
+    assert "even_0000.nii.gz: every voxel has the same value\n" in printed
+    assert "air_0000.nii.gz: every voxel has the same value after normalization\n" in printed
+    run(configuration="2d_tiny")
+    assert "slice_0000" not in capsys.readouterr().out
 
 
 def test_what_a_mac_leaves_behind_is_no_scan(tiny_dataset):
@@ -306,8 +330,8 @@ def test_scan_without_voxels():
         def read_images(self, files):
             return np.zeros((1, 0, 4, 4), np.float32), {}
 
-    with pytest.raises(UserError, match=r"a_0000\.nii\.gz.*no voxels"):
-        check_images(["a_0000.nii.gz"], Reader(), {"channel_names": {"0": "CT"}})
+    with pytest.raises(UserError, match=r"a_0000\.png.*no voxels"):
+        check_images(["a_0000.png"], Reader(), {"channel_names": {"0": "CT"}})
 
 
 @pytest.mark.parametrize(

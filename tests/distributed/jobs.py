@@ -36,7 +36,7 @@ METHODS = (
     *("CPS", "CPS_HqCL", "DVCL", "CL_VCL"),
     *("DVCL_InfoNCE", "DVCL_SimCLR", "DVCL_NNCLR", "DVCL_SNCLR", "DVCL_LogLikelihood_SNCLRWeights"),
 )
-OTHERS = ("MT", "UAMT", "DAN", "DTC", "SASSNet")
+OTHERS = ("MT", "UAMT", "DAN", "DTC", "SASSNet", "CLD", "DHC")
 # nor to rounding, which a steep surface makes larger
 WITHOUT_CHANCE = {
     "teacher_noise": 0.0,
@@ -44,6 +44,7 @@ WITHOUT_CHANCE = {
     "certain_entropy": 0.95,
     "adversary_dropout": 0.0,
     "steepness": 10.0,
+    "sampling_power": 0.0,
 }
 WITHOUT_DEEP_SUPERVISION = ("CPS_Paper", "DVCL_Paper", "DVCL_noDS")
 # a gradient that is missing is found out in the second step; those of METHODS and "two steps" do the same

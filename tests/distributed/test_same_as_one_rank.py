@@ -144,10 +144,12 @@ def test_every_term_takes_part(results):
         ("AllParts", {"adversary", "teacher"}),
         *((name, {"teacher"}) for name in ("MT", "UAMT")),
         *((name, {"adversary"}) for name in ("DAN", "SASSNet")),
+        ("CLD", {"class_shares", "confidence_A", "confidence_B"}),
+        ("DHC", {"class_shares", "difficulty"}),
     ],
 )
-def test_adversary_and_teacher_are_those_of_one_rank(results, job, parts):
-    """It sees two labeled and three unlabeled patches, which the ranks have in unequal parts."""
+def test_what_other_methods_remember_is_that_of_one_rank(results, job, parts):
+    """An adversary sees two labeled and three unlabeled patches, which the ranks have in unequal parts."""
     expected = results.one[job]["memory"]
     for rank in results.two:
         for name, value in rank[job]["memory"].items():

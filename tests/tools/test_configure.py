@@ -2,13 +2,16 @@ import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
 
 from nnunet_dvcl.cascade.previous_stage import next_stages
+from nnunet_dvcl.commands import train_command
 from nnunet_dvcl.errors import UserError
+from nnunet_dvcl.files import visible_files
 from nnunet_dvcl.tools.configure import configure
 from nnunet_dvcl.trainers.nnUNetTrainerDVCL import DVCLConfig
 
@@ -31,14 +34,14 @@ def write(tiny_dataset, plans_file):
 
 @pytest.fixture
 def refused(write, plans_file):
-    """``refused(*assignments)``: the message; the plans file is as before, and nothing lies beside it."""
+    """``refused(*assignments)``: the message; the plans file is as before; nothing but a hidden lock lies beside it."""
 
     def run(*assignments: str, **names: str) -> str:
-        content, files = plans_file.read_bytes(), sorted(os.listdir(plans_file.parent))
+        content, files = plans_file.read_bytes(), visible_files(plans_file.parent)
         with pytest.raises(UserError) as error:
             write(*assignments, **names)
         assert plans_file.read_bytes() == content
-        assert sorted(os.listdir(plans_file.parent)) == files
+        assert visible_files(plans_file.parent) == files
         return str(error.value)
 
     return run
@@ -109,9 +112,42 @@ def test_writing_again_replaces(write, capsys):
     assert "Replaced configuration own" in capsys.readouterr().out
 
 
-def test_the_next_command_is_printed(write, capsys):
+def test_what_changed_is_printed_and_nothing_else(write, capsys, plans_file):
+    """Not the whole architecture, which is written with a part of it."""
+    write("batch_size=9", "architecture.arch_kwargs.features_per_stage=[2, 4, 6]", "ssl.seed=1", "batch_size=3")
+    assert capsys.readouterr().out.splitlines() == [
+        f"Wrote configuration own in {plans_file}: 3d_tiny with",
+        "  batch_size=3  (there 2)",
+        "  architecture.arch_kwargs.features_per_stage=[2, 4, 6]  (there [4, 8, 16])",
+        "  ssl.seed=1",
+        f"Train with: {train_command('901', 'own', 0, 'nnUNetTrainerDVCL', 'nnUNetPlans')}",
+    ]
+
+
+@pytest.mark.parametrize("plans", ["nnUNetPlans", "OtherPlans"])
+@pytest.mark.parametrize("gpu", [False, True])
+def test_the_printed_command_trains_what_was_configured(
+    write, plans_file, capsys, monkeypatch, nnunet_trains, plans, gpu
+):
+    """Plans of another name may have a configuration of this one too: it would be trained, silently."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
     write("batch_size=3")
-    assert "nnUNetv2_train 901 own 0 -tr nnUNetTrainerDVCL" in capsys.readouterr().out
+    plans_file.with_name("OtherPlans.json").write_text(plans_file.read_text())
+    configure("901", "3d_tiny", "own", plans, ["batch_size=4"])
+    line = capsys.readouterr().out.splitlines()[-1].removeprefix("Train with: ")
+    trained = nnunet_trains(line)
+    names = ("dataset_name_or_id", "configuration", "fold", "trainer_class_name", "plans_identifier")
+    assert [trained[name] for name in names] == ["901", "own", "0", "nnUNetTrainerDVCL", plans]
+    assert trained["device"] == torch.device("cuda" if gpu else "cpu")
+
+
+def test_several_at_once_lose_nothing(tiny_dataset, plans_file):
+    """Each writes the whole file: experiments on one data set are often started side by side."""
+    names = [f"own_{i}" for i in range(16)]
+    with ThreadPoolExecutor(8) as pool:
+        jobs = [pool.submit(configure, "901", "3d_tiny", name, "nnUNetPlans", ["batch_size=3"]) for name in names]
+    assert {Path(job.result()) for job in jobs} == {plans_file}
+    assert json.loads(plans_file.read_text())["configurations"].keys() >= set(names)
 
 
 def test_null_and_text_are_values(write):
@@ -316,7 +352,7 @@ def test_the_command_line(tiny_dataset):
     command = [sys.executable, "-c", main, "configure", "-d", "901", "-c", "3d_tiny", "--name", "own"]
     options = {"capture_output": True, "text": True, "cwd": Path(__file__).parents[2]}
     done = subprocess.run([*command, "batch_size=3", "ssl.num_epochs=20"], **options, check=True)
-    assert '"num_epochs": 20' in done.stdout
+    assert "ssl.num_epochs=20" in done.stdout
     assert json.loads((tiny_dataset.preprocessed / "nnUNetPlans.json").read_text())["configurations"]["own"]
     failed = subprocess.run([*command, "batch_sise=3"], **options)
     assert failed.returncode == 1

@@ -72,7 +72,7 @@ def test_networks_are_one_graph_and_compiled_once(start, monkeypatch, backend, c
     torch.testing.assert_close(*trained, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["UAMT", "SASSNet"])
+@pytest.mark.parametrize("name", ["UAMT", "SASSNet", "CLD"])
 def test_networks_of_other_methods_are_compiled_once(start, monkeypatch, name):
     """A teacher, dropout and a head that hang on layers; the second step runs the graphs of the first."""
     torch._dynamo.reset()

@@ -8,6 +8,7 @@ from torch import Tensor
 
 import nnunet_dvcl.trainers as trainers
 from nnunet_dvcl.networks import last_segmentation_layer
+from nnunet_dvcl.trainers.base import WeightedTwins
 from nnunet_dvcl.trainers.base.step import Reach, Step, Term
 from nnunet_dvcl.trainers.nnUNetTrainerCPS_HqCL import Voxels
 from nnunet_dvcl.voxels.gathering import to_dense
@@ -60,7 +61,7 @@ def _observe(trainer, monkeypatch) -> Observed:
     trainer.dataloader_unlabeled = iter([unlabeled])
 
     supervised, cps, terms, selected, stored, steps = [], [], [], [], [], []
-    _keep(monkeypatch, trainer, "loss", supervised)
+    _keep(monkeypatch, trainer, "class_weighted_loss" if isinstance(trainer, WeightedTwins) else "loss", supervised)
     if isinstance(trainer, trainers.nnUNetTrainerCPS):
         for name in ("_cross_entropy", "_nnunet_loss"):
             _keep(monkeypatch, trainer, name, cps)
@@ -151,7 +152,8 @@ def _voxels_named(observed: Observed, name: str, kind: str) -> Tensor:
         *((name, "2d_tiny", "labels", True) for name in METHODS),
         *((name, "3d_tiny", "labels", True) for name in ("CPS", "DVCL")),
         *(("DVCL", "2d_tiny", mode, on) for mode in ("ignore", "regions + ignore") for on in (True, False)),
-        *((name, "2d_tiny", "regions + ignore", True) for name in ("DVCL_SimCLR", "CL_VCL")),
+        *((name, "2d_tiny", "regions + ignore", True) for name in ("DVCL_SimCLR", "CL_VCL", "CLD", "DHC")),
+        ("CLD", "2d_tiny", "ignore", False),
     ],
 )
 def test_what_each_term_reaches(start, monkeypatch, name, configuration, label_mode, ignored_as_unlabeled):

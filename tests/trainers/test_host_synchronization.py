@@ -10,10 +10,12 @@ from torch.utils._pytree import tree_leaves
 
 from nnunet_dvcl.losses import neighborhoods
 from nnunet_dvcl.trainers import (
+    nnUNetTrainerCLD,
     nnUNetTrainerCPS,
     nnUNetTrainerCPS_HqCL,
     nnUNetTrainerCPS_SameView,
     nnUNetTrainerDAN,
+    nnUNetTrainerDHC,
     nnUNetTrainerDVCL,
     nnUNetTrainerDVCL_noQDS,
     nnUNetTrainerDVCL_SameView,
@@ -62,6 +64,8 @@ def as_on_a_gpu(features, absent, similarity, queries, neighbors):
         nnUNetTrainerDVCL_noQDS,
         nnUNetTrainerUAMT,
         nnUNetTrainerDAN,
+        nnUNetTrainerCLD,
+        nnUNetTrainerDHC,
     ],
 )
 def test_a_step_reads_no_more_than_this(start, trainer_class, monkeypatch):

@@ -30,8 +30,10 @@ from nnunet_dvcl.data import NumpyDataset
 from nnunet_dvcl.networks import unwrap
 from nnunet_dvcl.trainers import (
     nnUNetTrainerCL_VCL,
+    nnUNetTrainerCLD,
     nnUNetTrainerCPS,
     nnUNetTrainerDAN,
+    nnUNetTrainerDHC,
     nnUNetTrainerDTC,
     nnUNetTrainerDVCL,
     nnUNetTrainerDVCL_SameView,
@@ -166,7 +168,8 @@ def test_a_network_without_a_unets_decoder_is_refused_before_any_work(tiny_datas
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 @pytest.mark.parametrize(
-    "trainer_class", [nnUNetTrainerSupervised, nnUNetTrainerCPS, nnUNetTrainerMT, nnUNetTrainerDAN]
+    "trainer_class",
+    [nnUNetTrainerSupervised, nnUNetTrainerCPS, nnUNetTrainerMT, nnUNetTrainerDAN, nnUNetTrainerCLD],
 )
 def test_a_method_without_features_trains_any_network(tiny_dataset, build_trainer, trainer_class, optimizer):
     """With nnU-Net's Primus trainers come their warm-up and, where the plans name no other, their optimizer."""
@@ -267,7 +270,9 @@ def test_batch_size_one(tiny_dataset, contract, trainer_class):
 # ---------------------------------------------------------------- labels
 
 
-@pytest.mark.parametrize("trainer_class", [nnUNetTrainerDVCL, nnUNetTrainerCL_VCL, nnUNetTrainerSASSNet])
+@pytest.mark.parametrize(
+    "trainer_class", [nnUNetTrainerDVCL, nnUNetTrainerCL_VCL, nnUNetTrainerSASSNet, nnUNetTrainerDHC]
+)
 def test_two_classes(tiny_dataset, contract, trainer_class):
     change(tiny_dataset)
     write_dataset_json(tiny_dataset, labels={"background": 0, "organ": 1})
@@ -276,7 +281,7 @@ def test_two_classes(tiny_dataset, contract, trainer_class):
     assert trainer.labels.num_classes == trainer.labels.width == 2
 
 
-@pytest.mark.parametrize("trainer_class", [nnUNetTrainerDVCL, nnUNetTrainerUAMT, nnUNetTrainerDTC])
+@pytest.mark.parametrize("trainer_class", [nnUNetTrainerDVCL, nnUNetTrainerUAMT, nnUNetTrainerDTC, nnUNetTrainerCLD])
 def test_one_region(tiny_dataset, contract, trainer_class):
     """A single sigmoid: two classes, one channel."""
     change(tiny_dataset)
@@ -286,7 +291,7 @@ def test_one_region(tiny_dataset, contract, trainer_class):
     assert trainer.label_manager.num_segmentation_heads == 1
 
 
-@pytest.mark.parametrize("trainer_class", [nnUNetTrainerDVCL, nnUNetTrainerCL_VCL, nnUNetTrainerDTC])
+@pytest.mark.parametrize("trainer_class", [nnUNetTrainerDVCL, nnUNetTrainerCL_VCL, nnUNetTrainerDTC, nnUNetTrainerCLD])
 def test_fourteen_classes(tiny_dataset, contract, trainer_class):
     """As many as the paper's larger data set has; a patch holds only some of them."""
     change(tiny_dataset)

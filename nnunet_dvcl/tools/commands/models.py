@@ -53,11 +53,14 @@ def plot() -> None:
 )
 def export(folder: str, network: str, to: str, f: str | None, chk: str, no_compare: bool, device: str | None) -> None:
     """Write a trained model as a folder that plain nnU-Net predicts from."""
+    from nnunet_dvcl.commands import device_option
     from nnunet_dvcl.tools.export.model import export_model, networks_meant
+    from nnunet_dvcl.tools.running.command import Command
 
     export_model(folder, network, to, f, chk, not no_compare, device)
-    folds = " ".join(str(number) for number in range(len(networks_meant(network))))
-    print(f"Wrote {to}. Predict with: nnUNetv2_predict_from_modelfolder -i INPUT -o OUTPUT -m {to} -f {folds}")
+    folds = range(len(networks_meant(network)))
+    words = ("nnUNetv2_predict_from_modelfolder", "-i", "INPUT", "-o", "OUTPUT", "-m", to, "-f", *folds)
+    print(f"Wrote {to}. Predict with: {Command(*words, *device_option())}")
 
 
 @command(argument("checkpoint", metavar="CHECKPOINT", help="a .pth file of nnU-Net or of this package"))

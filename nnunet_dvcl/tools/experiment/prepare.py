@@ -11,7 +11,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_dvcl.data.folders import check_configuration
 from nnunet_dvcl.data.messages import bullet_list
-from nnunet_dvcl.data.storage import write_json
+from nnunet_dvcl.data.storage import HIDDEN_FOLDER, write_json
 from nnunet_dvcl.errors import UserError
 from nnunet_dvcl.files import visible_files
 from nnunet_dvcl.lock import locked
@@ -51,8 +51,9 @@ def prepare(place: Workplace) -> Cases:
             refuse_semi_supervised(row.trainer)
         find_trainer_class(row.trainer)
     runs = all_runs(place.experiment)
-    file = place.folder / "prepare.lock"
-    with locked(file, waiting=f"Another process prepares this experiment; waiting for it ({file})"):
+    place.folder.mkdir(parents=True, exist_ok=True)
+    file = place.dataset.preprocessed / HIDDEN_FOLDER / "prepare.lock"  # experiments share plans and preprocessed cases
+    with locked(file, waiting=f"Another process prepares an experiment on {place.dataset}; waiting for it ({file})"):
         _plan(place, sorted({run.configuration.base for run in runs}))
         _write_configurations(place, runs)
         _preprocess(place, runs)
@@ -82,7 +83,7 @@ def _plan(place: Workplace, bases: list[str]) -> None:
         if plans != "nnUNetPlans":
             raise UserError(
                 f"{plans_file} does not exist. Make these plans first, with nnUNetv2_plan_and_preprocess "
-                f"-d {dataset.id} and its option -pl."
+                f"-d {dataset.id} and the planner that makes them (-pl), or with -overwrite_plans_name {plans}."
             )
         _call(place, Command("nnUNetv2_plan_and_preprocess", "-d", dataset.id, "-c", *bases), "plan_and_preprocess")
         return

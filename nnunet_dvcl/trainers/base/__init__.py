@@ -12,6 +12,7 @@ from nnunet_dvcl.trainers.base.pseudo_labels import PseudoLabels, PseudoLabelsCo
 from nnunet_dvcl.trainers.base.signed_distances import SignedDistances, SignedDistancesConfig
 from nnunet_dvcl.trainers.base.step import Output, Reach, Step, Term
 from nnunet_dvcl.trainers.base.twins import Twins, TwinsConfig
+from nnunet_dvcl.trainers.base.weighted_twins import WeightedTwins
 
 __all__ = [
     "Adversary",
@@ -34,6 +35,7 @@ __all__ = [
     "TrainingConfig",
     "Twins",
     "TwinsConfig",
+    "WeightedTwins",
     "nnUNetTrainerPlugin",
     "nnUNetTrainerSSL",
 ]

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from tempfile import TemporaryFile
+from time import time
 from typing import ClassVar
 
 import numpy as np
@@ -33,10 +34,14 @@ from nnunet_dvcl.trainers.base.checkpoint import SSLState, Weights, add_ssl_stat
 from nnunet_dvcl.trainers.base.config import TrainingConfig
 from nnunet_dvcl.trainers.base.label_values import check_labels_of, check_named_labels
 from nnunet_dvcl.trainers.base.seeds import derive_seed
+from nnunet_dvcl.trainers.base.shown_progress import ShownProgress
 from nnunet_dvcl.trainers.base.update import MOST_SKIPPED_IN_A_ROW, SkippedSteps, update
 
+MOST_TO_LOSE = 30 * 60.0
+"""Seconds of training that a kill costs at most, or those of one epoch where that takes longer."""
 
-class nnUNetTrainerPlugin(nnUNetTrainer):
+
+class nnUNetTrainerPlugin(ShownProgress, nnUNetTrainer):
     """nnUNetTrainer whose optimizer, learning rate, length and seed come from the plans' key ``"ssl"``.
 
     What deploys is its network, exactly as nnU-Net builds it. A trainer on it brings a `train_step`, which ends with
@@ -51,6 +56,7 @@ class nnUNetTrainerPlugin(nnUNetTrainer):
     config_class: ClassVar[type[TrainingConfig]] = TrainingConfig
     config: TrainingConfig
     skipped: SkippedSteps
+    _saved_at: float  # when the checkpoint was written that --c goes on from, or when training began
 
     def initialize(self) -> None:
         with writing(self.output_folder), TemporaryFile(dir=self.output_folder):
@@ -129,6 +135,7 @@ class nnUNetTrainerPlugin(nnUNetTrainer):
             self.initialize()
         self._check_stages()
         super().on_train_start()
+        self._saved_at = time()
         if self.local_rank == 0:
             for leftover in Path(self.output_folder).glob("*.partial"):  # of a run that was killed while it wrote
                 leftover.unlink()
@@ -184,6 +191,7 @@ class nnUNetTrainerPlugin(nnUNetTrainer):
         Raises:
             UserError: names the losses and the cases. The weights, which none of these steps changed, are saved before.
         """
+        self.show_step()
         self.skipped.count(skipped, losses, batches)
         if self.skipped.in_a_row < MOST_SKIPPED_IN_A_ROW:
             return
@@ -208,8 +216,23 @@ class nnUNetTrainerPlugin(nnUNetTrainer):
             )
         self.skipped.forget_epoch()
 
+    def on_epoch_end(self) -> None:
+        """nnU-Net saves ``checkpoint_latest.pth`` every `save_every` epochs, however long they take."""
+        usual = self.save_every
+        if self._has_much_to_lose():
+            self.save_every = 1
+        super().on_epoch_end()
+        self.save_every = usual
+
+    def _has_much_to_lose(self) -> bool:
+        """Whether another epoch like this one would be too much to lose; rank 0, which alone saves, asks its clock."""
+        now = time()
+        return now - self._saved_at + now - self.logger.get_value("epoch_start_timestamps", step=-1) > MOST_TO_LOSE
+
     def save_checkpoint(self, filename: str) -> None:
         """Raises ``UserError`` where it cannot be written; what `filename` was before is unchanged then."""
+        if os.path.basename(filename) == "checkpoint_latest.pth":  # --c takes it before checkpoint_best.pth
+            self._saved_at = time()
         if self.local_rank != 0:
             return
         if self.disable_checkpointing:

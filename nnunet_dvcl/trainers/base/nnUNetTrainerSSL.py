@@ -56,7 +56,8 @@ class nnUNetTrainerSSL(UnlabeledStream, LoggedValues, nnUNetTrainerPlugin):
     - `symptoms`: what the values of an epoch show to be wrong,
 
     and declares `config_class`, `reaches` and `panels`. What several methods have in common are parts, used
-    by inheritance beside this class: `Twins`, `EMATeacher`, `Features`, `Adversary`, `SignedDistances`.
+    by inheritance beside this class: `Twins`, `WeightedTwins`, `EMATeacher`, `Features`, `Adversary`,
+    `SignedDistances`.
 
     What deploys is network A, exactly as nnU-Net builds it.
 
