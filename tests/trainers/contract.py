@@ -22,6 +22,7 @@ SHORT = SMALL | {
     "num_iterations_per_epoch": STEPS,
     "validation_voxels": 200,
     "contrastive_start": 0.0,
+    "confidence": 0.7,
 }
 """The first of two epochs is trained; the second is where a resumed training goes on."""
 

@@ -70,7 +70,7 @@ class Host(Features, PseudoLabels, EMATeacher, SecondNetwork):
     def teachers(self) -> dict[str, Callable[[Tensor], Output]]:
         students = self.students()
         teachers = {name: self.teacher_of(name) for name in self.student_names}
-        return {name: students.get(teacher) or self.teach for name, teacher in teachers.items()}
+        return {name: students.get(of, self.teach) for name, of in teachers.items()}
 
     @property
     def learns_from_average(self) -> bool:
@@ -93,7 +93,7 @@ class Host(Features, PseudoLabels, EMATeacher, SecondNetwork):
     def _label(self, step: Step, name: str, teacher: Callable[[Tensor], Output], weak: Tensor) -> None:
         with self.autocast():
             logits = full_resolution(teacher(weak))
-        tap = self.taps.get(self.teacher_of(name)) or self.teacher_tap
+        tap = self.teacher_tap if self.teacher_of(name) == "teacher" else self.taps[self.teacher_of(name)]
         step.taught_logits[name], step.taught_features[name] = logits, tap.pop()
         unlabeled = step.unlabeled_patches(logits)
         accepted = self.accepted(step, unlabeled)
