@@ -13,7 +13,7 @@ from nnunet_dvcl.cli import main
 from nnunet_dvcl.commands import device_option
 from tests.end_to_end.conftest import ROOT, Commands
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
 @pytest.fixture
