@@ -4,27 +4,31 @@ from __future__ import annotations
 
 import json
 import shlex
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from small_values import SMALL
 
 from nnunet_dvcl.cli import main
-from tests.end_to_end.conftest import ROOT
+from nnunet_dvcl.commands import device_option
+from tests.end_to_end.conftest import ROOT, Commands
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
 @pytest.fixture
-def tiny(before_training, monkeypatch):
-    """Its environment is that of this process too: `main` here starts sooner than a command, and is the same."""
-    tiny = before_training.tiny
-    for case in tiny.labeled[2:]:
-        (tiny.raw / f"imagesTr/{case}_0000.nii.gz").unlink()
-    variables = {"PYTHONPATH": str(ROOT), "nnUNet_npp": "0", "nnUNet_nps": "0"}
-    for name, value in replace(before_training, variables=variables).environment.items():
+def tiny(tiny_dataset, monkeypatch):
+    """The environment of the commands is that of this process too: `main` here starts sooner, and is the same."""
+    for case in tiny_dataset.labeled[2:]:
+        (tiny_dataset.raw / f"imagesTr/{case}_0000.nii.gz").unlink()
+    plans = tiny_dataset.plans
+    plans["configurations"]["2d_short"] = {"inherits_from": "2d_tiny", "ssl": SMALL}
+    tiny_dataset.write_plans(plans)
+    # of this checkout, whichever is installed; workers that predict take longer to start than to work here
+    commands = Commands(tiny_dataset, {"PYTHONPATH": str(ROOT), "nnUNet_npp": "0", "nnUNet_nps": "0"})
+    for name, value in commands.environment.items():
         monkeypatch.setenv(name, value)
-    return tiny
+    return tiny_dataset
 
 
 def _read(folder: Path) -> dict[Path, bytes]:
@@ -50,8 +54,8 @@ def test_a_pilot(tiny, capsys):
         assert [predicted.name] == [f"{case}.nii.gz" for case in fold["val"]]
     if "Go on with the full training" in output:
         command = shlex.split(output.splitlines()[-1])
-        assert command[:4] == ["nnUNetv2_train", "901", "2d_short", "0"]
-        assert command[-4:] == ["-p", "nnUNetPlans", "-device", "cpu"]
+        assert command[:5] == ["nnUNetv2_train", "901", "2d_short", "all", "-tr"]
+        assert command[6:] == list(device_option())
 
     assert main(words) == 0
     assert "4 trainings, 4 finished" in capsys.readouterr().out

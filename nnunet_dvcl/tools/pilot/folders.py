@@ -39,7 +39,7 @@ class Folders:
         preprocessed = self.root / "preprocessed" / dataset.name
         preprocessed.mkdir(exist_ok=True)
         for source in dataset.preprocessed.absolute().iterdir():
-            if source.is_dir() or source.name in _JSON:
+            if (source.is_dir() and not source.name.startswith(".")) or source.name in _JSON:  # none of its locks
                 _link(preprocessed / source.name, source)
         file, content = preprocessed / f"{plans}.json", load_json(str(dataset.plans_file(plans)))
         if file.is_file():

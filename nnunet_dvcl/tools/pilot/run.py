@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 from collections.abc import Sequence
@@ -17,6 +16,7 @@ from nnunetv2.configuration import default_num_processes
 from nnunetv2.paths import nnUNet_results
 from pandas import DataFrame
 
+from nnunet_dvcl.commands import train_command
 from nnunet_dvcl.data.folders import check_configuration
 from nnunet_dvcl.data.preprocess import preprocess_unlabeled
 from nnunet_dvcl.data.storage import write_json
@@ -25,6 +25,7 @@ from nnunet_dvcl.figures import plain_style, save_image
 from nnunet_dvcl.files import replacing
 from nnunet_dvcl.lock import acquire
 from nnunet_dvcl.options import read
+from nnunet_dvcl.progress import in_words
 from nnunet_dvcl.tools.dataset import Dataset
 from nnunet_dvcl.tools.device import find_device
 from nnunet_dvcl.tools.experiment.experiment_file import Devices, read_experiment
@@ -38,8 +39,7 @@ from nnunet_dvcl.tools.pilot.picture import draw
 from nnunet_dvcl.tools.pilot.schedule import Schedule, Timing, duration, fit
 from nnunet_dvcl.tools.pilot.timing import FEW_STEPS, time_trainers
 from nnunet_dvcl.tools.pilot.verdict import Verdict, judge
-from nnunet_dvcl.tools.running.command import Command, kind
-from nnunet_dvcl.tools.running.progress import Model
+from nnunet_dvcl.tools.running.command import Command
 from nnunet_dvcl.tools.split.draw import Fold, Splits, group_by, make_splits
 from nnunet_dvcl.tools.split.split_dataset import check_scans
 from nnunet_dvcl.tools.trainer_classes import find_trainer_class
@@ -123,7 +123,7 @@ class Pilot:
 
     def claim(self) -> None:
         """The folder is new or has this pilot; a half-finished one of other values would be mixed up."""
-        names = ("configuration", "plans", "hours", "group_pattern")
+        names = ("configuration", "plans", "group_pattern")
         wanted = {name: getattr(self, name) for name in names} | {"trainers": list(self.trainers)}
         wanted |= {"dataset": self.dataset.name, "labeled cases": sorted(self.dataset.labeled_cases)}
         file = self.root / "pilot.json"
@@ -134,6 +134,9 @@ class Pilot:
             self.root.mkdir(parents=True, exist_ok=True)
             write_json(wanted, str(file))
         made = load_json(str(file))
+        if self._schedule_file.is_file():  # until it is fitted, the time can still be changed
+            made |= {"hours": load_json(str(self._schedule_file))["hours"]}
+            wanted |= {"hours": self.hours}
         if differing := [name for name in wanted if made.get(name) != wanted[name]]:
             raise UserError(
                 f"{self.root} has a pilot with other values ({', '.join(differing)}). Give them as they were to go on "
@@ -234,7 +237,7 @@ class Pilot:
 
     def _schedule(self, timings: dict[str, Timing]) -> Schedule:
         """Fitted once: a pilot that goes on has the schedule that it was begun with."""
-        file = self.root / "schedule.json"
+        file = self._schedule_file
         if not file.is_file():
             configuration = self.dataset.plans(self.plans).get_configuration(self.configuration).configuration
             config = TrainingConfig.from_plans(configuration)
@@ -242,8 +245,12 @@ class Pilot:
             number = len(self.devices)
             left = self.hours * 3600 - duration([t.training(FEW_STEPS) for t in timings.values()], number)
             schedule = fit(list(timings.values()), len(self.folds), number, left, longest)
-            write_json(asdict(schedule), str(file))
-        return Schedule(**json.loads(file.read_text(encoding="utf-8")))
+            write_json({"hours": self.hours, "schedule": asdict(schedule)}, str(file))
+        return Schedule(**load_json(str(file))["schedule"])
+
+    @property
+    def _schedule_file(self) -> Path:
+        return self.root / "schedule.json"
 
     # ---------------------------------------------------------------- what is said
 
@@ -256,9 +263,9 @@ class Pilot:
             f"{schedule.num_iterations_per_epoch})"
         )
         for trainer, timing in timings.items():
-            print(f"   {trainer}: {timing.step:.2g} s a step, {_time(timing.training(schedule))} a training")
+            print(f"   {trainer}: {timing.step:.2g} s a step, {in_words(timing.training(schedule))} a training")
         seconds = duration([timings[run.row.trainer].training(schedule) for run in waiting], len(self.devices))
-        print(f"   Left: about {_time(seconds)}, until {datetime.now() + timedelta(seconds=seconds):%a %H:%M}")
+        print(f"   Left: about {in_words(seconds)}, until {datetime.now() + timedelta(seconds=seconds):%a %H:%M}")
         variables = " ".join(f"{name}={shlex.quote(value)}" for name, value in folders.variables.items())
         print(f"   More of it: {variables} {Command('nnunet_dvcl', 'experiment', 'status', place.experiment.file)}")
 
@@ -277,11 +284,11 @@ class Pilot:
         if verdict.trainer is not None:
             _tell(f"Go on with the full training:\n{self._full_training(verdict.trainer)}")
 
-    def _full_training(self, trainer: str) -> Command:
+    def _full_training(self, trainer: str) -> str:
         dataset = self.dataset
         # nnU-Net draws five folds where there is no file, and cannot with fewer cases
         fold = "all" if len(dataset.labeled_cases) < 5 and not dataset.splits_file.is_file() else 0
-        return Model(dataset.name, self.plans, self.configuration, fold, trainer).training(kind(self.devices[0]))
+        return train_command(str(dataset.id), self.configuration, fold, trainer, self.plans)
 
 
 def _dice_of_cases(cases: DataFrame, trainers: Sequence[str]) -> DataFrame:
@@ -292,8 +299,3 @@ def _dice_of_cases(cases: DataFrame, trainers: Sequence[str]) -> DataFrame:
 
 def _tell(text: str) -> None:
     print(f"\n== {text}", flush=True)
-
-
-def _time(seconds: float) -> str:
-    minutes = max(1, round(seconds / 60))
-    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min"

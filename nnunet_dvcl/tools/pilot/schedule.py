@@ -84,6 +84,6 @@ def fit(timings: Sequence[Timing], num_folds: int, num_devices: int, seconds: fl
         raise UserError(
             f"The time is too short: {num_folds * len(timings)} trainings of {least} steps, fewer than which say "
             f"nothing, take {needed(least) / 3600:.2g} hours, and {max(seconds, 0) / 3600:.2g} are left after the "
-            "timing. Give more --hours, fewer --trainers, or a smaller configuration."
+            "timing, which is kept. Give more --hours; or fewer --trainers or a smaller configuration, and another -o."
         )
     return longest.shortened(fitting)

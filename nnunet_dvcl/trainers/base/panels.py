@@ -22,11 +22,14 @@ DICE = Panel("pseudo Dice of network A on validation patches", "Dice", ("dice", 
 
 _NETWORKS = {"_A": ", network A", "_B": ", network B"}
 _WORDS = {
+    "accepted": "pseudo-labels that are accepted",
     "adversarial": "adversarial loss",
     "agreement": "the networks agree",
+    "balanced": "balanced classifier",
     "bank_fill": "memory bank",
     "blended": "pseudo-labels changed by cubes",
     "certain": "the teacher is certain",
+    "contrast": "contrast of voxel features",
     "cps": "cross pseudo supervision",
     "dice": "mean of all organs",
     "dice_average": "its moving average",
@@ -37,6 +40,7 @@ _WORDS = {
     "located": "cubes located rightly",
     "location": "places of cubes",
     "outlier_queries": "queries that are outliers",
+    "pseudo_labels": "loss on pseudo-labels",
     "queue_fill": "candidate queue",
     "rampup": "ramp-up w(t)",
     "recovered": "patches put together again",

@@ -42,6 +42,7 @@ def fakes(tmp_path, tiny_dataset, monkeypatch) -> Fakes:
         'cp "$from"/* "$fold/validation"',
     )
     monkeypatch.setattr(commands.sysconfig, "get_path", lambda _: os.fspath(folder))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(runner, "_POLL", 0.02)
     monkeypatch.setattr(run, "time_trainers", lambda place: TIMINGS)
     monkeypatch.setattr(prepare, "_call", lambda *command: None)  # all is preprocessed, here, which is quicker
@@ -74,7 +75,7 @@ def test_a_whole_pilot_that_is_stopped_goes_on_and_touches_nothing_of_the_users(
         "== Take nnUNetTrainerDVCL: against nnUNetTrainerSupervised (mean Dice 0.000) nnUNetTrainerDVCL helps" in output
     )
     assert "better in 6 of 6 cases, p = 0.031" in output
-    assert output.endswith("\nnnUNetv2_train 901 2d_tiny 0 -tr nnUNetTrainerDVCL -p nnUNetPlans -device cpu\n")
+    assert output.endswith("\nnnUNetv2_train 901 2d_tiny 0 -tr nnUNetTrainerDVCL -device cpu\n")
     assert len(fakes.calls) == len(set(fakes.calls)) == 10
     assert content(tiny_dataset.root) == before
     (picture,) = tiny_dataset.results.rglob("pilot.png")
@@ -92,6 +93,13 @@ def test_a_whole_pilot_that_is_stopped_goes_on_and_touches_nothing_of_the_users(
 
     assert main([*WORDS[:5], "--hours", "2", "--devices", "cpu"]) == 1
     assert "a pilot with other values (hours)" in capsys.readouterr().err
+
+
+def test_with_too_little_time_more_can_be_given(fakes, capsys):
+    words = [*WORDS[:5], "--devices", "cpu", "--hours"]
+    assert main([*words, "0.02"]) == 1
+    assert "The time is too short: 10 trainings of 100 steps" in capsys.readouterr().err
+    assert main([*words, "1"]) == 0
 
 
 def test_a_training_that_fails_is_told_and_gives_no_verdict(fakes, capsys):

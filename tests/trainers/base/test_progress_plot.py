@@ -85,7 +85,11 @@ def test_every_value_of_the_reference_has_words():
     cells = re.findall(r"^\| (`ssl/.*?) \|", text, re.MULTILINE)
     keys = {key.removeprefix("gradient_") for key in re.findall(r"`ssl/(\w+)`", " ".join(cells))}
     assert {"supervised_A", "cps", "val_outsiders_differ"} <= keys
-    assert not [key for key in keys - WORDS_ALREADY if in_words(key) == key.replace("_", " ")]
+    assert not [
+        key
+        for key in keys - WORDS_ALREADY
+        if (key in ("cps", "hqcl", "dvcl") or "_" in key) and in_words(key) == key.replace("_", " ")
+    ]
     assert in_words("my_new_term_B") == "my new term, network B"
 
 
