@@ -32,7 +32,7 @@ def test_the_dense_head_gives_the_same_values():
     assert result.notes["largest difference of a term"] < 1e-6
 
 
-@pytest.mark.parametrize("name", ["nnUNetTrainerMT", "nnUNetTrainerDVCL"])
+@pytest.mark.parametrize("name", ["nnUNetTrainerMT", "nnUNetTrainerDVCL", "nnUNetTrainerDTC"])
 def test_a_method_is_measured_beside_its_passes(name):
     result = method_over_supervised(name, SIZES["tiny"], CPU, 1)
     assert name in METHODS
