@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from small_values import SMALL
 from thread_pools import threads_for_processes
+from warm_start import server
 
 NAME = "Dataset901_Tiny"
 LABELED = tuple(f"case_{i}" for i in range(6))
@@ -94,6 +95,21 @@ class TinyDataset:
     def write_splits(self, *splits: dict) -> None:
         """``splits_final.json``, one dict a fold."""
         (self.preprocessed / "splits_final.json").write_text(json.dumps(splits))
+
+
+@pytest.fixture(scope="session")
+def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., list[str]]]:
+    """``warm("nnUNetv2_train", ...)``: a command line that does the same and starts in a second. See warm_start.py."""
+    with server(tmp_path_factory.mktemp("warm")) as warm:
+        yield warm
+
+
+@pytest.fixture
+def warm_commands(warm: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The commands that our tools run start in a second."""
+    from nnunet_dvcl.tools.running.command import Command
+
+    monkeypatch.setattr(Command, "program", lambda words: warm(*words))
 
 
 @pytest.fixture(scope="session")

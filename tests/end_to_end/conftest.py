@@ -1,4 +1,8 @@
-"""nnU-Net's own commands, each in a process of its own, on a copy of the tiny data set."""
+"""nnU-Net's own commands, each in a process of its own, on a copy of the tiny data set.
+
+Most are forks of a process that has imported torch (warm_start.py). From nothing, as a user's, start: the first
+training, those that are killed, and what runs without the plugin.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,7 +20,6 @@ import torch
 from small_values import SMALL
 
 ROOT = Path(__file__).parents[2]
-NNUNET_DVCL = "import sys; from nnunet_dvcl.cli import main; sys.exit(main())"
 # fold 0 has unlabeled cases from both sources: scan_0 to scan_2, and these two
 FOLD_0 = {"train": ["case_0", "case_1", "case_2"], "val": ["case_5"], "unlabeled": ["case_3", "case_4"]}
 
@@ -27,6 +30,7 @@ class Commands:
 
     tiny: object  # TinyDataset of tests/conftest.py
     variables: dict[str, str] = field(default_factory=dict)
+    warm: Callable[..., list[str]] | None = None  # makes the command line of a warm start
 
     @property
     def environment(self) -> dict[str, str]:
@@ -43,17 +47,17 @@ class Commands:
 
     def run(self, *command: str | Path, fails: bool = False) -> str:
         """What the command prints; its exit status has to be 0 or, with `fails`, not 0."""
+        if self.warm and str(command[0]).startswith(("nnUNetv2_", "nnunet_dvcl")):
+            command = self.warm(*command)
         process = self.start(*command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         output, _ = process.communicate()
         assert (process.returncode != 0) == fails, f"{command} ended with {process.returncode}:\n{output}"
         return output
 
     def configure(self, name: str, parent: str = "3d_tiny", **ssl: float | str | None) -> None:
-        """``nnunet_dvcl configure``, as its entry point runs it."""
+        """``nnunet_dvcl configure``; needs a warm start, which finds it where it is not installed."""
         assignments = [f"ssl.{key}={value}" for key, value in (SMALL | ssl).items()]
-        self.run(
-            *(sys.executable, "-c", NNUNET_DVCL, "configure"), "-d", "901", "-c", parent, "--name", name, *assignments
-        )
+        self.run("nnunet_dvcl", "configure", "-d", "901", "-c", parent, "--name", name, *assignments)
 
     def train(self, configuration: str, *options: str | Path, trainer: str = "nnUNetTrainerDVCL", **expected) -> str:
         return self.run(*self.training(configuration, *options, trainer=trainer), **expected)
@@ -80,7 +84,7 @@ class Commands:
 
     def copy(self, root: Path) -> Commands:
         shutil.copytree(self.tiny.root, root)
-        return Commands(type(self.tiny)(root))
+        return replace(self, tiny=type(self.tiny)(root), variables={})
 
 
 def _clean_environment() -> dict[str, str]:
@@ -97,8 +101,8 @@ def _registration() -> dict[str, str]:
     return {"PYTHONPATH": str(ROOT), "nnUNet_extTrainer": str(ROOT / "nnunet_dvcl" / "discovery")}
 
 
-def _copy_to_train(tiny, root: Path) -> Commands:
-    commands = Commands(tiny).copy(root)
+def _copy_to_train(tiny, root: Path, warm: Callable[..., list[str]]) -> Commands:
+    commands = Commands(tiny, warm=warm).copy(root)
     commands.tiny.results.mkdir()
     commands.tiny.write_splits(FOLD_0)
     commands.configure("2d_short", "2d_tiny")
@@ -106,20 +110,20 @@ def _copy_to_train(tiny, root: Path) -> Commands:
 
 
 @pytest.fixture(scope="session")
-def _untrained(_tiny_original, tmp_path_factory) -> Commands:
-    commands = _copy_to_train(_tiny_original, tmp_path_factory.mktemp("end_to_end") / "untrained")
+def _untrained(_tiny_original, tmp_path_factory, warm) -> Commands:
+    commands = _copy_to_train(_tiny_original, tmp_path_factory.mktemp("end_to_end") / "untrained", warm)
     commands.configure("3d_short")
     return commands
 
 
 @pytest.fixture
-def regions_and_ignore(tiny_originals, tmp_path: Path) -> Commands:
+def regions_and_ignore(tiny_originals, tmp_path: Path, warm) -> Commands:
     """A data set with regions and an ignore label, with 2d_short configured."""
-    return _copy_to_train(tiny_originals("regions + ignore"), tmp_path / "regions")
+    return _copy_to_train(tiny_originals("regions + ignore"), tmp_path / "regions", warm)
 
 
 @pytest.fixture
-def without_data(tmp_path: Path) -> Commands:
+def without_data(tmp_path: Path, warm) -> Commands:
     """nnU-Net's folders, empty, and the commands of this checkout on a CPU."""
     folders = {name: str(tmp_path / name) for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")}
     for folder in folders.values():
@@ -128,14 +132,14 @@ def without_data(tmp_path: Path) -> Commands:
     variables = {"nnUNet_n_proc_DA": "1", "nnUNet_compile": "f", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
     # workers that predict take longer to start than to work here
     variables |= {"nnUNet_npp": "0", "nnUNet_nps": "0"}
-    return Commands(SimpleNamespace(root=tmp_path, env=folders), variables)
+    return Commands(SimpleNamespace(root=tmp_path, env=folders), variables, warm)
 
 
 @pytest.fixture(scope="session")
 def trained(_untrained: Commands, tmp_path_factory) -> Commands:
     """3d_short and 2d_short, each trained with nnUNetTrainerDVCL. Shared by all tests: read only."""
     commands = _untrained.copy(tmp_path_factory.mktemp("end_to_end") / "trained")
-    commands.train("3d_short")
+    replace(commands, warm=None).train("3d_short")
     commands.train("2d_short")
     return commands
 

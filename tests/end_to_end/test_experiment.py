@@ -22,7 +22,7 @@ SHORT_VALUES = {f"ssl.{key}": value for key, value in SMALL.items() if key != "s
 
 
 @pytest.fixture
-def commands(before_training, monkeypatch):
+def commands(before_training, warm_commands, monkeypatch):
     """Its environment is that of this process too: `main` here starts sooner than a command, and is the same."""
     (before_training.tiny.preprocessed / "splits_final.json").unlink()
     # of this checkout, whichever is installed; workers that predict take longer to start than to work here

@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
 @pytest.fixture
-def tiny(tiny_dataset, monkeypatch):
+def tiny(tiny_dataset, warm_commands, monkeypatch):
     """The environment of the commands is that of this process too: `main` here starts sooner, and is the same."""
     for case in tiny_dataset.labeled[2:]:
         (tiny_dataset.raw / f"imagesTr/{case}_0000.nii.gz").unlink()

@@ -1,0 +1,151 @@
+"""Commands in forks of one process that has imported what nnU-Net stands on: to import it takes longer than they do.
+
+Neither nnunetv2 nor nnunet_dvcl is imported before the fork: a command sees its own environment and its own checkout.
+nnU-Net's worker processes are threads here, for the same reason.
+This file is a script, too: ``serve`` is the process that forks, anything else a command, which is run by a fork.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import importlib
+import importlib.metadata
+import json
+import os
+import selectors
+import signal
+import site
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+HEAVY = "torch._dynamo torch.distributed.fsdp scipy.stats sklearn.metrics skimage.morphology seaborn SimpleITK pandas"
+
+
+@contextlib.contextmanager
+def server(folder: Path) -> Iterator[Callable[..., list[str]]]:
+    """Starts the process that forks; gives ``warm(*words)``, the command line that has the words done by a fork."""
+    address = folder / "socket"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    process = subprocess.Popen([sys.executable, __file__, "serve", address], env=environment)
+    try:
+        while not address.exists():
+            assert process.poll() is None, "the process that forks has ended"
+            time.sleep(0.05)
+        yield lambda *words: [sys.executable, "-I", "-S", __file__, str(address), *map(str, words)]
+    finally:
+        process.terminate()
+        process.wait()
+
+
+# --------------------------------------------------------------------------- the process that forks
+
+
+def serve(address: str) -> list[str]:
+    """Forks for each client, and tells it how its command has ended. Returns in each fork, with the command's words."""
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+    ready, clients, forks = selectors.DefaultSelector(), {}, {}
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(f"{address}.new")
+        listener.listen()
+        os.rename(f"{address}.new", address)  # there, and listening
+        ready.register(listener, selectors.EVENT_READ)
+        while True:
+            for key, _ in ready.select():
+                if key.fileobj is listener:
+                    client, _ = listener.accept()
+                    message, files, _, _ = socket.recv_fds(client, 1 << 20, 3)
+                    pid = os.fork()
+                    if pid == 0:
+                        for held in (client, *clients.values()):
+                            held.close()
+                        return become(**json.loads(message), files=files)
+                    for file in files:
+                        os.close(file)
+                    client.send(json.dumps(pid).encode())
+                    clients[pid], forks[client] = client, pid
+                    ready.register(client, selectors.EVENT_READ)
+                    ready.register(os.pidfd_open(pid), selectors.EVENT_READ, pid)
+                elif key.data is None:  # the client was killed: so is its command
+                    ready.unregister(key.fileobj)
+                    with contextlib.suppress(ProcessLookupError):
+                        os.killpg(forks[key.fileobj], signal.SIGKILL)
+                else:
+                    ready.unregister(key.fileobj)
+                    os.close(key.fileobj)
+                    status = os.waitstatus_to_exitcode(os.waitpid(key.data, 0)[1])
+                    client = clients.pop(key.data)
+                    with contextlib.suppress(KeyError):
+                        ready.unregister(client)
+                    with contextlib.suppress(OSError):
+                        client.send(json.dumps(status).encode())
+                    client.close()
+
+
+def become(words: list[str], environment: dict[str, str], folder: str, files: list[int]) -> list[str]:
+    """Makes this fork what a new process of the command would be."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    os.setsid()
+    for number, file in enumerate(files):
+        os.dup2(file, number)
+        os.close(file)
+    sys.stdout.reconfigure(line_buffering=True)
+    os.chdir(folder)
+    os.environ.clear()
+    os.environ.update(environment)
+    sys.path[1:1] = [path for path in environment.get("PYTHONPATH", "").split(os.pathsep) if path]
+    for packages in site.getsitepackages():
+        if Path(packages, "nnunet_dvcl.pth").exists():
+            site.addpackage(packages, "nnunet_dvcl.pth", None)
+    import numpy as np
+    import torch
+
+    np.random.seed()
+    torch.seed()
+    return words
+
+
+def run(words: list[str]) -> int | None:
+    """The entry point of a command, as the script that pip writes calls it; ours, also where it is not installed."""
+    from thread_pools import threads_for_processes
+
+    sys.argv = words
+    if words[0] == "nnunet_dvcl":
+        main = importlib.import_module("nnunet_dvcl.cli").main
+    else:
+        (entry,) = importlib.metadata.entry_points(group="console_scripts", name=words[0])
+        main = entry.load()
+    with threads_for_processes():
+        return main()
+
+
+# --------------------------------------------------------------------------- a client
+
+
+def ask(address: str, words: list[str]) -> int:
+    """Has the words done with this process's environment, folder and files; its exit status is theirs."""
+    with socket.socket(socket.AF_UNIX) as server:
+        server.connect(address)
+        message = {"words": words, "environment": dict(os.environ), "folder": os.getcwd()}
+        socket.send_fds(server, [json.dumps(message).encode()], [0, 1, 2])
+        pid = json.loads(server.recv(100))
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda number, _: os.killpg(pid, number))
+        status = json.loads(server.recv(100) or "1")
+    if status < 0:
+        signal.signal(-status, signal.SIG_DFL)
+        os.kill(os.getpid(), -status)
+    return status
+
+
+if __name__ == "__main__":
+    if sys.argv[1] != "serve":
+        sys.exit(ask(sys.argv[1], sys.argv[2:]))
+    for module in HEAVY.split():
+        importlib.import_module(module)
+    gc.freeze()  # else each fork's garbage collection copies all of this
+    sys.exit(run(serve(sys.argv[2])))
