@@ -97,6 +97,21 @@ class TinyDataset:
         (self.preprocessed / "splits_final.json").write_text(json.dumps(splits))
 
 
+TOGETHER = ("end_to_end", "distributed")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """For ``--dist loadgroup``: a process gets whole files, and the folders whose fixtures take longest whole and first."""
+
+    def group(item: pytest.Item) -> str:
+        return item.path.parent.name if item.path.parent.name in TOGETHER else str(item.path)
+
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(group(item)))
+    items.sort(key=lambda item: group(item) not in TOGETHER)
+
+
 @pytest.fixture(scope="session")
 def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., list[str]]]:
     """``warm("nnUNetv2_train", ...)``: a command line that does the same and starts in a second. See warm_start.py."""
