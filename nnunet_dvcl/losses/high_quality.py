@@ -75,7 +75,7 @@ class HighQualityContrastiveLoss(nn.Module):
             return similarities
         keys = torch.rand(similarities.shape, generator=generator, dtype=similarities.dtype, device=similarities.device)
         keys = keys.masked_fill(similarities.isneginf(), -1.0)
-        return similarities.gather(-1, keys.topk(self.num_negatives, dim=-1).indices)
+        return similarities.gather(-1, keys.topk(self.num_negatives, dim=-1, sorted=False).indices)
 
     def extra_repr(self) -> str:
         return f"num_negatives={self.num_negatives}, temperature={self.temperature}"

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from nnunet_dvcl.voxels.precision import at_least_float32, full_precision
-from nnunet_dvcl.voxels.ranks import chunks, rank_seen_by_neighbors
+from nnunet_dvcl.voxels.ranks import Reachable, chunks, rank_seen_by_neighbors, within_reach, without
 from nnunet_dvcl.voxels.topk import topk
 
 
@@ -46,29 +46,46 @@ def find_neighborhoods(
         Neighborhoods without graph. With N <= K, there are N - 1 neighbors; likewise for the outsiders.
     """
     features = F.normalize(at_least_float32(features), dim=-1)
-    # added to the similarity to each candidate
-    absent = features.new_zeros(len(features))
-    if filled is not None:
-        absent.masked_fill_(~filled, -torch.inf)
+    absent = _absent(filled)
+    asked, own = queries >= 0, queries.clamp(min=0)
     with full_precision(features.device):
-        parts = [
-            _neighborhoods_of(features, absent, chunk, num_neighbors, num_outsiders, outlier_neighbors)
-            for chunk in chunks(queries)
-        ]
-    return Neighborhoods(*(torch.cat(part) for part in zip(*parts, strict=True)))
-
-
-def _neighborhoods_of(features: Tensor, absent: Tensor, queries: Tensor, k: int, k_out: int, u: int) -> Neighborhoods:
-    others = max(len(features) - 1, 0)
-    asked, own = queries[:, None] >= 0, queries[:, None].clamp(min=0)
-    similarity = torch.addmm(absent, features[own[:, 0]], features.T).scatter_(1, own, -torch.inf)  # [Q, N]
-    nearest = topk(similarity, min(k, others))
-    rank = rank_seen_by_neighbors(features, absent, similarity, own[:, 0], nearest.indices)
-    farthest = topk(similarity.nan_to_num_(neginf=torch.inf), min(k_out, others), largest=False)
-    found = asked & nearest.values.isfinite()  # [Q, K]
+        nearest, farthest, reachable = _nearest_and_farthest(features, absent, own, num_neighbors, num_outsiders)
+        rank = rank_seen_by_neighbors(features, absent, own, nearest.indices, reachable)
+    found = asked[:, None] & nearest.values.isfinite()  # [Q, K]
     return Neighborhoods(
         nearest.indices.where(found, -1),
-        (rank < k) & found,
-        farthest.indices.where(asked & farthest.values.isfinite(), -1),
-        asked[:, 0] & ~((rank < u) & found).any(1),
+        (rank < num_neighbors) & found,
+        farthest.indices.where(asked[:, None] & farthest.values.isfinite(), -1),
+        asked & ~((rank < outlier_neighbors) & found).any(1),
     )
+
+
+class _Found(NamedTuple):
+    values: Tensor  # [Q, K] cosines, infinite: none
+    indices: Tensor  # [Q, K] rows of the candidates
+
+
+def _nearest_and_farthest(
+    features: Tensor, absent: Tensor | None, queries: Tensor, k: int, k_out: int
+) -> tuple[_Found, _Found, Reachable | None]:
+    others = max(len(features) - 1, 0)
+    parts = chunks(queries)
+    similarity = features.new_empty(len(parts[0]), len(features))  # one for all parts: fresh memory costs a CPU time
+    nearest, farthest, reachable = [], [], []
+    for own in parts:
+        rows = torch.mm(features[own], features.T, out=similarity[: len(own)])
+        nearest.append(topk(without(rows, own, absent, -torch.inf), min(k, others)))
+        reachable.append(within_reach(rows, nearest[-1].indices))
+        farthest.append(topk(without(rows, own, absent, torch.inf), min(k_out, others), largest=False))
+    return _joined(nearest), _joined(farthest), Reachable.joined(reachable)
+
+
+def _joined(parts: list[torch.return_types.topk]) -> _Found:
+    return _Found(*(torch.cat(part) for part in zip(*parts, strict=True)))
+
+
+def _absent(filled: Tensor | None) -> Tensor | None:
+    """[N] bool, which rows to mask; None: every row is a candidate. A GPU's host would have to wait to know."""
+    if filled is None or (filled.device.type == "cpu" and filled.all()):
+        return None
+    return ~filled

@@ -60,8 +60,7 @@ def _draw_keys(
     shifted = classes + 1
     # float64: N · 2^-24, the step of a scaled float32 key, would tie the voxels of a large class
     keys = torch.rand(classes.shape, dtype=torch.float64, device=device, generator=generator)
-    # a histogram: to add ones into a handful of places, the threads of a GPU would wait in line
-    sizes = torch.histc(shifted.to(keys.dtype), num_classes + 1, 0, num_classes + 1)
+    sizes = _count(shifted, num_classes + 1).to(keys.dtype)
     sizes[0] = torch.finfo(keys.dtype).max  # far behind all others; inf would make nan of a key of 0
     keys *= sizes.index_select(0, shifted)  # several times faster than sizes[shifted]
 
@@ -76,6 +75,14 @@ def _draw_keys(
     index[drawn, place] = voxels.where(taken, 0)
     smallest[drawn, place] = keys / sizes[shifted[voxels]]
     return index[:-1, :-1], smallest[:-1, :-1]
+
+
+def _count(values: Tensor, number: int) -> Tensor:
+    """How often each of the values 0 to number - 1 occurs, [number]."""
+    if values.device.type == "cpu":
+        return torch.bincount(values, minlength=number)  # several times faster; a GPU's host would have to wait
+    # a histogram: to add ones into a handful of places, the threads of a GPU would wait in line
+    return torch.histc(values.double(), number, 0, number)
 
 
 @torch.no_grad()

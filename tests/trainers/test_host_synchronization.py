@@ -26,7 +26,6 @@ from nnunet_dvcl.trainers import (
     nnUNetTrainerUAMT,
     nnUNetTrainerUGPCL,
 )
-from nnunet_dvcl.voxels import ranks
 
 _READ_BY_HOST = {"aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "aten::is_nonzero"}
 _INDEXED = {"aten::index", "aten::index_put_", "aten::_index_put_impl_"}
@@ -53,9 +52,11 @@ class HostReads(TorchDispatchMode):
 UPDATE = {"aten::_local_scalar_dense": 1}
 
 
-def as_on_a_gpu(features, absent, similarity, queries, neighbors):
-    """The ranks by the way that asks nothing of the host; only a CPU takes the other one."""
-    return ranks._rank_among_all(features, absent, queries, neighbors)
+@pytest.fixture
+def search_as_on_a_gpu(monkeypatch):
+    """Nothing is asked of the host; only on a CPU does the search look at what it has found."""
+    monkeypatch.setattr(neighborhoods, "_absent", lambda filled: ~filled)
+    monkeypatch.setattr(neighborhoods, "within_reach", lambda similarity, neighbors: None)
 
 
 @pytest.mark.parametrize(
@@ -78,8 +79,8 @@ def as_on_a_gpu(features, absent, similarity, queries, neighbors):
         nnUNetTrainerMagicNet,
     ],
 )
-def test_a_step_reads_no_more_than_this(start, trainer_class, monkeypatch):
-    monkeypatch.setattr(neighborhoods, "rank_seen_by_neighbors", as_on_a_gpu)
+@pytest.mark.usefixtures("search_as_on_a_gpu")
+def test_a_step_reads_no_more_than_this(start, trainer_class):
     trainer = start(trainer_class, "2d_tiny", contrastive_start=0.0)
     batch = next(trainer.dataloader_train)
     trainer.dataloader_unlabeled = repeat(next(trainer.dataloader_unlabeled))  # the loader computes on the host

@@ -5,15 +5,19 @@ import torch
 from torch.nn import functional as F
 
 from nnunet_dvcl.voxels import ranks
-from nnunet_dvcl.voxels.ranks import rank_seen_by_neighbors
+from nnunet_dvcl.voxels.ranks import Reachable, rank_seen_by_neighbors, within_reach
 
 
 def setting(features, num_queries=60, k=4):
-    """Arguments of `rank_seen_by_neighbors`, float64, so that the comparisons below are exact."""
+    """Features, queries, their similarities and neighbors; float64, so that the comparisons below are exact."""
     features = F.normalize(features.double(), dim=1)
     queries = torch.randperm(len(features))[:num_queries]
     similarity = (features[queries] @ features.T).scatter_(1, queries[:, None], -torch.inf)
-    return features, features.new_zeros(len(features)), similarity, queries, similarity.topk(k, 1).indices
+    return features, queries, similarity, similarity.topk(k, 1).indices
+
+
+def rank(features, queries, similarity, neighbors):
+    return rank_seen_by_neighbors(features, None, queries, neighbors, within_reach(similarity, neighbors))
 
 
 def naive_rank(features, queries, neighbors):
@@ -34,8 +38,8 @@ def test_ranks_equal_the_loops(n, dim):
     torch.manual_seed(n + dim)
     for features in (torch.randn(n, dim), clusters(n, dim), clusters(n, dim, spread=1e-4)):
         arguments = setting(features)
-        of_features, _, _, queries, neighbors = arguments
-        assert rank_seen_by_neighbors(*arguments).tolist() == naive_rank(of_features, queries, neighbors)
+        of_features, queries, _, neighbors = arguments
+        assert rank(*arguments).tolist() == naive_rank(of_features, queries, neighbors)
 
 
 @pytest.mark.parametrize("most", [0, 3, 10, 1000])
@@ -43,9 +47,26 @@ def test_it_does_not_matter_how_many_count_as_few(most, monkeypatch):
     """So that both ways to count, and both in one call, give the same."""
     torch.manual_seed(0)
     arguments = setting(torch.cat((clusters(1500, 16), torch.randn(500, 16))), num_queries=300)
-    expected = rank_seen_by_neighbors(*arguments)
+    expected = rank(*arguments)
     monkeypatch.setattr(ranks, "_FEW", most)
-    assert torch.equal(rank_seen_by_neighbors(*arguments), expected)
+    assert torch.equal(rank(*arguments), expected)
+
+
+@pytest.mark.parametrize("most", [1, 30, 500])
+def test_it_does_not_matter_how_many_are_compared_at_once(most, monkeypatch):
+    torch.manual_seed(0)
+    arguments = setting(torch.cat((clusters(1500, 16), torch.randn(500, 16))), num_queries=300)
+    expected = rank(*arguments)
+    monkeypatch.setattr(ranks, "_ROWS", most)
+    assert torch.equal(rank(*arguments), expected)
+
+
+def test_queries_in_parts_are_as_all_at_once():
+    torch.manual_seed(0)
+    features, queries, similarity, neighbors = setting(torch.cat((clusters(1500, 16), torch.randn(500, 16))), 300)
+    parts = [within_reach(*part) for part in zip(similarity.split(70), neighbors.split(70), strict=True)]
+    together = rank_seen_by_neighbors(features, None, queries, neighbors, Reachable.joined(parts))
+    assert torch.equal(together, rank(features, queries, similarity, neighbors))
 
 
 def test_clustered_candidates_are_not_all_gone_through(monkeypatch):
@@ -55,7 +76,7 @@ def test_clustered_candidates_are_not_all_gone_through(monkeypatch):
     counted = []
     among_all = ranks._rank_among_all
     monkeypatch.setattr(ranks, "_rank_among_all", lambda f, a, q, n: counted.append(len(q)) or among_all(f, a, q, n))
-    rank_seen_by_neighbors(*arguments)
+    rank(*arguments)
     assert sum(counted) < 6
 
 
@@ -68,7 +89,7 @@ def test_nobody_is_nearer_among_equal_features(n, dtype):
         queries = torch.arange(n)
         similarity = (features @ features.T).scatter_(1, queries[:, None], -torch.inf)
         neighbors = similarity.topk(1, 1).indices
-        assert not rank_seen_by_neighbors(features, features.new_zeros(n), similarity, queries, neighbors).any()
+        assert not rank(features, queries, similarity, neighbors).any()
 
 
 def test_opposite_neighbors_have_everybody_within_reach():
@@ -77,5 +98,4 @@ def test_opposite_neighbors_have_everybody_within_reach():
     queries = torch.tensor([0])
     similarity = (features[queries] @ features.T).scatter_(1, queries[:, None], -torch.inf)
     neighbors = similarity.topk(3, 1).indices
-    absent = features.new_zeros(4)
-    assert rank_seen_by_neighbors(features, absent, similarity, queries, neighbors).tolist() == [[2, 2, 2]]
+    assert rank(features, queries, similarity, neighbors).tolist() == [[2, 2, 2]]
