@@ -8,7 +8,7 @@ INSTALLED := $(VENV)/.installed
 # One thread: on a small machine the threads of torch only get in each other's way.
 test: export OMP_NUM_THREADS = 1
 test: lint
-	$(VENV)/bin/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
+	$(VENV)/bin/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 demo: $(INSTALLED)
 	$(VENV)/bin/nnunet_dvcl demo

@@ -97,19 +97,9 @@ class TinyDataset:
         (self.preprocessed / "splits_final.json").write_text(json.dumps(splits))
 
 
-TOGETHER = ("end_to_end", "distributed")
-
-
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """For ``--dist loadgroup``: a process gets whole files, and the folders whose fixtures take longest whole and first."""
-
-    def group(item: pytest.Item) -> str:
-        return item.path.parent.name if item.path.parent.name in TOGETHER else str(item.path)
-
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(group(item)))
-    items.sort(key=lambda item: group(item) not in TOGETHER)
+    """The slow files first: at the end one of them would leave the other processes without work."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 
 @pytest.fixture(scope="session")

@@ -13,6 +13,8 @@ import pytest
 import ranks
 import torch
 
+from nnunet_dvcl.lock import locked
+
 
 class Results(NamedTuple):
     """What the jobs returned; the whole trainings were not done by one rank."""
@@ -27,7 +29,17 @@ class Results(NamedTuple):
 
 @pytest.fixture(scope="session")
 def results(tiny_originals, _cascade_original, tmp_path_factory) -> Results:
-    folder = tmp_path_factory.mktemp("ranks")
+    """Computed by the process of pytest-xdist that needs them first, and read by the others."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "ranks"
+    file = folder / "results.pth"
+    with locked(folder / "results.lock"):
+        if not file.exists():
+            torch.save(tuple(_compute(tiny_originals, _cascade_original, folder)), file)
+    return Results(*torch.load(file, weights_only=False))
+
+
+def _compute(tiny_originals, cascade_original, folder: Path) -> Results:
     tinies = {}
     for mode in ("labels", "regions", "ignore"):
         tinies[mode] = type(tiny_originals(mode))(folder / mode)
@@ -41,8 +53,8 @@ def results(tiny_originals, _cascade_original, tmp_path_factory) -> Results:
         one = ranks.do(todo)
         todo |= jobs.of_two_ranks_alone(tinies["labels"])
         lowres = "nnUNetPlans_3d_lowres_tiny"
-        shutil.copytree(_cascade_original.preprocessed / lowres, tinies["labels"].preprocessed / lowres)
-        tinies["labels"].write_plans(_cascade_original.plans)
+        shutil.copytree(cascade_original.preprocessed / lowres, tinies["labels"].preprocessed / lowres)
+        tinies["labels"].write_plans(cascade_original.plans)
         todo |= jobs.of_a_cascade(tinies["labels"])
         torch.save(todo, folder / "jobs.pth")
         torch.multiprocessing.spawn(ranks.spawned, (2, folder), nprocs=2)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from nnunet_dvcl import trainers
 
+pytestmark = pytest.mark.slow
 PADDED = tuple(f"{name}, rank 1 has padding alone" for name in ("DVCL", "DVCL_SimCLR", "CL_VCL"))
 OF_HOSTS = tuple(f"{name} on CPS" for name in ON_CPS)
 IGNORE = ("ignore", "rank 1 has no voxel")
