@@ -43,13 +43,19 @@ ORGANS: dict[str, int] = {name: label for label, name in enumerate(_ANATOMY, sta
 """Name of each organ -> its label; 0 is the background."""
 
 
-def make_case(seed: int, shape: tuple[int, int, int] = (32, 40, 48)) -> tuple[np.ndarray, np.ndarray]:
+VARIATION = 1.0
+"""How much patients differ in the size, place and bend of body and organs."""
+
+
+def make_case(
+    seed: int, shape: tuple[int, int, int] = (32, 40, 48), variation: float = VARIATION
+) -> tuple[np.ndarray, np.ndarray]:
     """One patient: image float32 in Hounsfield units and labels uint8 as in ORGANS, [z, y, x] each.
 
     The scan always covers FIELD_OF_VIEW. The same seed and shape give the same voxels.
     """
     rng = np.random.default_rng(seed)
-    points = _deformed_grid(rng, shape)
+    points = _deformed_grid(rng, shape, variation)
     voxel = float(np.mean(voxel_size(shape)))
     contrast = rng.uniform(60, 130)
     image, labels = _body(points), np.zeros(shape, np.uint8)
@@ -57,7 +63,7 @@ def make_case(seed: int, shape: tuple[int, int, int] = (32, 40, 48)) -> tuple[np
     for intensity, balls in _bowel(rng):
         image = _mix(image, intensity, _distance(points, balls), voxel)
     for label, (balls, intensity, uptake) in enumerate(_ANATOMY.values(), start=1):
-        distance = _distance(points, _vary(rng, balls))
+        distance = _distance(points, _vary(rng, balls, variation))
         image = _mix(image, intensity + uptake * contrast + rng.normal(0, 8), distance, voxel)
         labels[distance < 0] = label
     noise = rng.normal(0, rng.uniform(15, 25), shape)
@@ -72,8 +78,8 @@ def voxel_size(shape: tuple[int, int, int]) -> tuple[float, float, float]:
 def write_dataset(
     raw_folder: str | Path,
     dataset_name: str = "Dataset900_Phantom",
-    num_labeled: int = 5,
-    num_unlabeled: int = 32,
+    num_labeled: int = 2,
+    num_unlabeled: int = 40,
     num_test: int = 8,
     seed: int = 0,
     shape: tuple[int, int, int] = (32, 40, 48),
@@ -109,15 +115,15 @@ def _write(volume: np.ndarray, path: Path) -> None:
     sitk.WriteImage(image, str(path), useCompression=True)
 
 
-def _deformed_grid(rng: np.random.Generator, shape: tuple[int, int, int]) -> np.ndarray:
+def _deformed_grid(rng: np.random.Generator, shape: tuple[int, int, int], variation: float) -> np.ndarray:
     """The place in the standard body that each voxel shows [z, y, x, 3]: sized, moved, bent by a few long waves."""
     voxels = np.stack(np.indices(shape), axis=-1)
     grid = (voxels - (np.array(shape) - 1) / 2) * voxel_size(shape)
-    points = grid / rng.uniform(0.86, 1.04, 3) + rng.normal(0, [6, 3, 3])
+    points = grid / (0.95 + variation * rng.uniform(-0.09, 0.09, 3)) + variation * rng.normal(0, [6, 3, 3])
     for axis in range(3):
         for _ in range(4):
             wave = rng.normal(0, 2 * np.pi / 150, 3)
-            points[..., axis] += rng.normal(0, 2.5) * np.sin(grid @ wave + rng.uniform(0, 2 * np.pi))
+            points[..., axis] += variation * rng.normal(0, 2.5) * np.sin(grid @ wave + rng.uniform(0, 2 * np.pi))
     return points
 
 
@@ -135,12 +141,12 @@ def _bowel(rng: np.random.Generator) -> Iterator[tuple[float, np.ndarray]]:
         yield rng.uniform(20, 130), np.column_stack([places, rng.uniform(8, 13, 3)])
 
 
-def _vary(rng: np.random.Generator, balls: tuple[tuple[float, ...], ...]) -> np.ndarray:
+def _vary(rng: np.random.Generator, balls: tuple[tuple[float, ...], ...], variation: float) -> np.ndarray:
     """The organ of one patient: moved, bent and of another size. Small organs move and bend less. [n, 4]."""
     varied = np.array(balls, float)
-    mobility = np.minimum(varied[:, 3].mean() / 20, 1)
+    mobility = variation * np.minimum(varied[:, 3].mean() / 20, 1)
     varied[:, :3] += mobility * (rng.normal(0, 4, 3) + rng.normal(0, 3, (len(varied), 3)))
-    varied[:, 3] *= np.exp(rng.normal(0, 0.1))
+    varied[:, 3] *= np.exp(variation * rng.normal(0, 0.1))
     return varied
 
 

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from nnunet_dvcl.errors import UserError
 from nnunet_dvcl.tools.demo import report
@@ -17,9 +18,33 @@ from nnunet_dvcl.tools.running.command import Command, environment
 from nnunet_dvcl.tools.running.process import call
 
 DATASET_ID, DATASET_NAME = 900, "Dataset900_Phantom"
-CONFIGURATION = "3d_demo"
-TRAINERS = {"nnU-Net": "nnUNetTrainerSupervised", "DVCL": "nnUNetTrainerDVCL"}
-"""Name in table and picture -> nnU-Net's ``-tr``."""
+FOLD = "all"  # two labeled scans are too few to validate on
+
+
+class Training(NamedTuple):
+    """A column of the table."""
+
+    title: str
+    trainer: str  # nnU-Net's -tr
+    configuration: str
+
+    @property
+    def name(self) -> str:
+        """Of its files."""
+        return re.sub(r"\W+", "_", self.title)
+
+    def epoch_time(self, results: Path) -> float:
+        """Mean seconds of an epoch, from the log files of nnU-Net's training."""
+        folder = results / DATASET_NAME / f"{self.trainer}__nnUNetPlans__{self.configuration}" / f"fold_{FOLD}"
+        logs = "".join(log.read_text() for log in folder.glob("training_log_*.txt"))
+        times = [float(seconds) for seconds in re.findall(r"Epoch time: ([\d.]+) s", logs)]
+        return sum(times) / len(times)
+
+
+SUPERVISED = Training("nnU-Net", "nnUNetTrainerSupervised", "3d_demo")
+DVCL = Training("DVCL", "nnUNetTrainerDVCL", "3d_demo")
+SAME_TIME = Training("nnU-Net, same time", "nnUNetTrainerSupervised", "3d_demo_same_time")
+TRAININGS = (SUPERVISED, DVCL, SAME_TIME)
 
 
 @dataclass(frozen=True)
@@ -30,14 +55,14 @@ class Size:
     oversampling), without which the adrenals are hardly ever found.
     """
 
-    num_labeled: int = 5
-    num_unlabeled: int = 32
+    num_labeled: int = 2
+    num_unlabeled: int = 40
     num_test: int = 8
     shape: tuple[int, int, int] = (32, 40, 48)
     patch: tuple[int, int, int] = (24, 32, 32)
     features: tuple[int, int, int, int] = (8, 16, 32, 64)
     num_epochs: int = 10
-    num_iterations: int = 100
+    num_iterations: int = 50
     num_val_iterations: int = 2
 
 
@@ -103,6 +128,8 @@ def _show_epoch(line: str) -> None:
 def run_demo(output_folder: str, quick: bool = False) -> None:
     """Makes a phantom data set, trains on it with nnU-Net and with DVCL, predicts, compares.
 
+    nnU-Net trains twice: for as many iterations as DVCL, and for as long.
+
     Everything is written into `output_folder`, a new folder, or that of an earlier run, which goes on where it was
     stopped. `quick` is a few iterations on tiny scans, which teach the networks nothing.
 
@@ -117,8 +144,10 @@ def run_demo(output_folder: str, quick: bool = False) -> None:
     print("To type these commands yourself, first set:")
     print(*(f"export {name}={shlex.quote(value)}" for name, value in runner.folders.items()), sep="\n")
     _prepare(runner, size)
-    for title, trainer in TRAINERS.items():
-        _train_and_predict(runner, folder, title, trainer)
+    for training in TRAININGS:
+        if training is SAME_TIME:
+            _configure_same_time(runner, size)
+        _train_and_predict(runner, folder, training)
     _compare(folder)
     print(f"\nWhole demo: {time.perf_counter() - start:.0f} s")
 
@@ -146,7 +175,7 @@ def _prepare(runner: Runner, size: Size) -> None:
     )
     plan = ("nnUNetv2_plan_and_preprocess", "-d", DATASET_ID, "-c", "3d_fullres")
     runner.command("plan", "Plan and preprocess", *plan, "-npfp", 1, "-np", 1, "--verify_dataset_integrity")
-    configure = ("nnunet_dvcl", "configure", "-d", DATASET_ID, "-c", "3d_fullres", "--name", CONFIGURATION)
+    configure = ("nnunet_dvcl", "configure", "-d", DATASET_ID, "-c", "3d_fullres", "--name", SUPERVISED.configuration)
     runner.command("configure", "A small network and a short training", *configure, *_assignments(size))
 
 
@@ -174,28 +203,40 @@ def _assignments(size: Size) -> list[str]:
     return [f"{key}={text.replace(' ', '')}" for key, text in texts.items()]
 
 
-def _train_and_predict(runner: Runner, folder: Path, title: str, trainer: str) -> None:
-    device = find_device(None)
-    train = ("nnUNetv2_train", DATASET_ID, CONFIGURATION, 0, "-tr", trainer, "-device", device)
+def _configure_same_time(runner: Runner, size: Size) -> None:
+    """As many epochs of nnU-Net as take the time of DVCL's."""
+    results = Path(runner.folders["nnUNet_results"])
+    epochs = round(size.num_epochs * DVCL.epoch_time(results) / SUPERVISED.epoch_time(results))
+    configure = ("nnunet_dvcl", "configure", "-d", DATASET_ID, "-c", SUPERVISED.configuration)
+    words = (*configure, "--name", SAME_TIME.configuration, f"ssl.num_epochs={max(epochs, 1)}")
+    runner.command("configure_same_time", "A training of nnU-Net that takes as long as DVCL's", *words)
+
+
+def _train_and_predict(runner: Runner, folder: Path, training: Training) -> None:
+    title, name, device = training.title, training.name, find_device(None)
+    train = ("nnUNetv2_train", DATASET_ID, training.configuration, FOLD, "-tr", training.trainer, "-device", device)
     # no worker processes: on two cores they would only take time from the training
     threads = {"nnUNet_n_proc_DA": "0", "OMP_NUM_THREADS": str(os.cpu_count())}
-    runner.command(f"train_{title}", f"Train: {title}", *train, **threads)
+    runner.command(f"train_{name}", f"Train: {title}", *train, **threads)
 
-    raw, predictions = Path(runner.folders["nnUNet_raw"]) / DATASET_NAME, folder / "predictions" / title
-    model = ("-d", DATASET_ID, "-c", CONFIGURATION, "-f", 0, "-tr", trainer)
+    raw, predictions = Path(runner.folders["nnUNet_raw"]) / DATASET_NAME, folder / "predictions" / name
+    model = ("-d", DATASET_ID, "-c", training.configuration, "-f", FOLD, "-tr", training.trainer)
     options = ("-device", device, "--disable_tta", "-npp", 0, "-nps", 0)
     predict = ("nnUNetv2_predict", "-i", raw / "imagesTs", "-o", predictions, *model, *options)
-    runner.command(f"predict_{title}", f"Predict the test scans: {title}", *predict)
+    runner.command(f"predict_{name}", f"Predict the test scans: {title}", *predict)
 
     files = ("-djfile", predictions / "dataset.json", "-pfile", predictions / "plans.json", "-np", 1)
     evaluate = ("nnUNetv2_evaluate_folder", raw / "labelsTs", predictions, *files)
-    runner.command(f"evaluate_{title}", f"Compare with the truth: {title}", *evaluate)
+    runner.command(f"evaluate_{name}", f"Compare with the truth: {title}", *evaluate)
 
 
 def _compare(folder: Path) -> None:
-    predictions = {title: folder / "predictions" / title for title in TRAINERS}
+    predictions = {training.title: folder / "predictions" / training.name for training in TRAININGS}
     dice = report.compare({title: report.read_dice(path / "summary.json") for title, path in predictions.items()})
     report.write_csv(dice, folder / "dice.csv")
     report.draw(folder / "raw" / DATASET_NAME, predictions, dice, folder / "comparison.png")
     print(f"\n== Dice of each organ on the test scans\n{report.table(dice)}")
+    for other, amount in ((SUPERVISED, "iterations"), (SAME_TIME, "time")):
+        gain = dice.loc["mean", DVCL.title] - dice.loc["mean", other.title]
+        print(f"DVCL against nnU-Net, same {amount}: {gain:+.3f}")
     print(f"\nTable: {folder / 'dice.csv'}\nPicture: {folder / 'comparison.png'}")

@@ -12,7 +12,7 @@ import pytest
 
 from nnunet_dvcl.errors import UserError
 from nnunet_dvcl.tools.demo.phantom import ORGANS
-from nnunet_dvcl.tools.demo.run import QUICK, Runner, Size, _claim
+from nnunet_dvcl.tools.demo.run import DVCL, QUICK, TRAININGS, Runner, Size, _claim, _configure_same_time
 
 
 def test_a_finished_step_is_skipped(tmp_path, capsys):
@@ -79,6 +79,21 @@ def test_claim_refuses_someone_elses_folder(tmp_path):
         _claim(tmp_path, QUICK)
 
 
+def test_nnunet_trains_for_the_time_of_dvcl(tmp_path, monkeypatch):
+    """Of all log files of a training that was resumed."""
+    times = {"nnUNetTrainerSupervised": ["2.0", "4.0"], "nnUNetTrainerDVCL": ["10.5"]}
+    for trainer, seconds in times.items():
+        folder = tmp_path / f"results/Dataset900_Phantom/{trainer}__nnUNetPlans__3d_demo/fold_all"
+        folder.mkdir(parents=True)
+        for i, value in enumerate(seconds):
+            (folder / f"training_log_{i}.txt").write_text(f"2026-01-01 00:00:00.000000: Epoch time: {value} s \n")
+    words = []
+    monkeypatch.setattr(Runner, "command", lambda self, name, title, *command: words.extend(command))
+    _configure_same_time(Runner(tmp_path), Size(num_epochs=10))
+    assert DVCL.epoch_time(tmp_path / "results") == 10.5
+    assert words[-1] == "ssl.num_epochs=35"
+
+
 @pytest.mark.slow
 def test_quick_demo_through_the_command_line(tmp_path):
     command = shutil.which("nnunet_dvcl", path=sysconfig.get_path("scripts") + os.pathsep + os.environ["PATH"])
@@ -89,17 +104,20 @@ def test_quick_demo_through_the_command_line(tmp_path):
     done = subprocess.run(demo, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
 
-    assert "$ nnUNetv2_train 900 3d_demo 0 -tr nnUNetTrainerDVCL -device" in done.stdout
+    assert "$ nnUNetv2_train 900 3d_demo all -tr nnUNetTrainerDVCL -device" in done.stdout
+    assert "$ nnUNetv2_train 900 3d_demo_same_time all -tr nnUNetTrainerSupervised -device" in done.stdout
+    assert "DVCL against nnU-Net, same time: " in done.stdout
     assert all(organ in done.stdout for organ in [*ORGANS, "mean"])
+    titles = [training.title for training in TRAININGS]
     with open(folder / "dice.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["organ"] for row in rows] == [*ORGANS, "mean"]
-    assert all(0 <= float(row[title]) <= 1 for row in rows for title in ("nnU-Net", "DVCL"))
+    assert all(0 <= float(row[title]) <= 1 for row in rows for title in titles)
     assert (folder / "comparison.png").stat().st_size > 10_000
-    for title in ("nnU-Net", "DVCL"):
-        assert len(list((folder / "predictions" / title).glob("*.nii.gz"))) == QUICK.num_test
+    for training in TRAININGS:
+        assert len(list((folder / "predictions" / training.name).glob("*.nii.gz"))) == QUICK.num_test
 
     again = subprocess.run(demo, capture_output=True, text=True)
     assert again.returncode == 0
-    assert again.stdout.count("skipped") == 9
+    assert again.stdout.count("skipped") == 13
     assert "$" not in again.stdout
