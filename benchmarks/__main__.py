@@ -6,12 +6,13 @@ import argparse
 import contextlib
 import io
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
-from benchmarks import parts, scaling, start_up, steps
+from benchmarks import epochs, parts, scaling, start_up, steps
 from benchmarks.compare import Comparison
 from benchmarks.report import write_report
 from benchmarks.sizes import SIZES, Size
@@ -23,6 +24,7 @@ def benchmarks_of(size: Size, device: torch.device, repeats: int | None) -> dict
     many = repeats or 5 * size.repeats
     return {
         "dvcl": lambda: steps.dvcl_over_cps(size, device, few),
+        "epoch": lambda: epochs.dvcl_epoch_over_cps(size, device, few),
         "cps": lambda: steps.cps_over_twice_nnunet(size, device, few),
         "weak-strong": lambda: steps.weak_strong_over_same_view(size, device, few),
         "sequential": lambda: steps.sequential_over_joint(size, device, few),
@@ -38,7 +40,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=["tiny", "hippocampus"])
-    parser.add_argument("--only", nargs="+", metavar="NAME", help="some of them: dvcl cps search scaling ...")
+    parser.add_argument(
+        "--only", nargs="+", metavar="NAME", help="some of them: dvcl cps epoch search scaling methods ..."
+    )
     parser.add_argument("--repeats", type=int, help="of each side (by size)")
     parser.add_argument("--threads", type=int, default=1, help="of torch on a CPU (%(default)s)")
     parser.add_argument("-o", metavar="FOLDER", type=Path, default=Path("nnunet_dvcl_benchmarks"))
@@ -54,6 +58,12 @@ def main() -> None:
     ]
     if not args.only or "search" in args.only:
         wanted.append(("search", lambda: parts.search_over_faiss(1024, 8192, args.repeats or 20)))
+    if args.only and "methods" in args.only:  # by name alone, since it takes minutes
+        size = SIZES[args.sizes[0]]
+        wanted += [
+            (name, partial(steps.method_over_supervised, name, size, device, args.repeats or size.repeats))
+            for name in steps.METHODS
+        ]
     comparisons = []
     for name, call in (bar := tqdm(wanted)):
         bar.set_description(name)

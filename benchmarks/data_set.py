@@ -10,6 +10,7 @@ import torch
 from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 
+from benchmarks.compare import CPU
 from benchmarks.sizes import Size
 from benchmarks.synthetic import CONFIGURATION, DATASET, plans_of
 
@@ -37,8 +38,24 @@ def write_data_set(root: Path, size: Size, ssl: dict) -> None:
     (dataset / "splits_final.json").write_text(json.dumps([withheld, {"train": cases[:-1], "val": cases[-1:]}]))
 
 
+def trainer_on(trainer_class: type, root: Path, configuration: str, fold: int, device: torch.device = CPU):
+    """A trainer of that data set, initialized."""
+    dataset = root / "preprocessed" / DATASET
+    plans = json.loads((dataset / "nnUNetPlans.json").read_text()) | {"continue_training": False}
+    trainer = trainer_class(plans, configuration, fold, json.loads((dataset / "dataset.json").read_text()), device)
+    trainer.initialize()
+    return trainer
+
+
+def start_training(trainer_class: type, root: Path, device: torch.device):
+    """A trainer in front of its first epoch, with its loaders."""
+    trainer = trainer_on(trainer_class, root, CONFIGURATION, 0, device)
+    trainer.on_train_start()
+    return trainer
+
+
 def _write_case(file: Path, size: Size, seed: int) -> None:
-    shape = [n * 3 // 2 for n in size.patch_size]
+    shape = [8, *(n * 3 // 2 for n in size.patch_size)][-3:]  # slices, where patches have none
     generator = torch.Generator().manual_seed(seed)
     coarse = torch.randn(1, size.num_classes, *(max(n // 8, 2) for n in shape), generator=generator)
     labels = torch.nn.functional.interpolate(coarse, size=shape, mode="trilinear").argmax(1).numpy().astype(np.int16)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -10,10 +9,10 @@ from unittest import mock
 
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
-from benchmarks.compare import CPU, Comparison, compare
-from benchmarks.data_set import write_data_set
+from benchmarks.compare import Comparison, compare
+from benchmarks.data_set import trainer_on, write_data_set
 from benchmarks.sizes import Size
-from benchmarks.synthetic import DATASET, empty_folders
+from benchmarks.synthetic import empty_folders
 from nnunet_dvcl.trainers import nnUNetTrainerDVCL
 
 # nnUNetv2_train that ends where its first step would begin
@@ -31,10 +30,10 @@ def loaders_over_nnunet(size: Size, repeats: int, batches: int = 5) -> Compariso
     """7. Both streams against nnU-Net's one loader at the same number of patches, in this process."""
     with empty_folders() as root, mock.patch.dict(os.environ, {"nnUNet_n_proc_DA": "0"}):
         write_data_set(root, size, {"seed": 0})
-        ours = _trainer(nnUNetTrainerDVCL, root, "3d_fullres", 0)
+        ours = trainer_on(nnUNetTrainerDVCL, root, "3d_fullres", 0)
         labeled, _ = ours.get_dataloaders()
         unlabeled = ours.dataloader_unlabeled
-        stock, _ = _trainer(nnUNetTrainer, root, "stock", 1).get_dataloaders()
+        stock, _ = trainer_on(nnUNetTrainer, root, "stock", 1).get_dataloaders()
 
         def two_streams() -> None:
             for _ in range(batches):
@@ -54,15 +53,6 @@ def loaders_over_nnunet(size: Size, repeats: int, batches: int = 5) -> Compariso
             size=size.name,
             memory=False,
         )
-
-
-def _trainer(trainer_class: type, root, configuration: str, fold: int):
-    dataset = root / "preprocessed" / DATASET
-    plans = json.loads((dataset / "nnUNetPlans.json").read_text()) | {"continue_training": False}
-    dataset_json = json.loads((dataset / "dataset.json").read_text())
-    trainer = trainer_class(plans, configuration, fold, dataset_json, CPU)
-    trainer.initialize()
-    return trainer
 
 
 def start_up_over_nnunet(size: Size, repeats: int, stock: str = "nnUNetTrainer") -> Comparison:

@@ -8,9 +8,21 @@ from torch import Tensor
 
 from benchmarks.compare import Comparison, compare
 from benchmarks.sizes import Size
-from benchmarks.synthetic import empty_folders, labeled_batch, start_trainer, with_full_queue
-from nnunet_dvcl.trainers import nnUNetTrainerCPS, nnUNetTrainerCPS_SameView, nnUNetTrainerDVCL_SameView
+from benchmarks.synthetic import empty_folders, labeled_batch, num_views, start_trainer, with_full_queue
+from nnunet_dvcl import trainers
+from nnunet_dvcl.trainers import (
+    nnUNetTrainerCPS,
+    nnUNetTrainerCPS_SameView,
+    nnUNetTrainerDVCL_SameView,
+    nnUNetTrainerSupervised,
+)
 from nnunet_dvcl.trainers.base.step import Step
+
+METHODS = tuple(
+    name
+    for name in trainers.__all__
+    if issubclass(getattr(trainers, name), trainers.nnUNetTrainerSSL) and name != "nnUNetTrainerSSL"
+)
 
 
 def dvcl_over_cps(size: Size, device: torch.device, repeats: int) -> Comparison:
@@ -28,6 +40,31 @@ def dvcl_over_cps(size: Size, device: torch.device, repeats: int) -> Comparison:
             device=device,
             size=size.name,
         )
+
+
+def method_over_supervised(name: str, size: Size, device: torch.device, repeats: int) -> Comparison:
+    """A step of one of our trainers, and of supervised training on as many patches."""
+    trainer_class = getattr(trainers, name)
+    with empty_folders():
+        method = start_trainer(trainer_class, size, device)
+        if "queue" in method.memory:
+            method = with_full_queue(method)
+        both = 2 * size.batch_size
+        supervised = start_trainer(nnUNetTrainerSupervised, size, device, batch_size=both)
+        labeled = labeled_batch(size, size.batch_size, _scales(method), num_views(method))
+        all_labeled = labeled_batch(size, both, _scales(method))
+        all_labeled["target"].pop()  # the valid voxels
+        comparison = compare(
+            f"step of {name} / step of nnUNetTrainerSupervised, as many patches",
+            (name, lambda: method.train_step(labeled)),
+            ("supervised", lambda: supervised.train_step(all_labeled)),
+            target=1.15 * trainer_class.passes.steps,
+            repeats=repeats,
+            device=device,
+            size=size.name,
+        )
+    comparison.notes["passes"] = trainer_class.passes.steps
+    return comparison
 
 
 def cps_over_twice_nnunet(size: Size, device: torch.device, repeats: int) -> Comparison:

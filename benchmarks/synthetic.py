@@ -33,19 +33,19 @@ def empty_folders():
 
 def plans_of(size: Size, batch_size: int, ssl: dict) -> dict:
     """What nnU-Net's planner would write for a network of this size; a plain U-Net with two convolutions a stage."""
-    stages = len(size.features)
+    stages, dimensions = len(size.features), len(size.patch_size)
     architecture = {
         "network_class_name": "dynamic_network_architectures.architectures.unet.PlainConvUNet",
         "arch_kwargs": {
             "n_stages": stages,
             "features_per_stage": list(size.features),
-            "conv_op": "torch.nn.modules.conv.Conv3d",
-            "kernel_sizes": [[3, 3, 3]] * stages,
+            "conv_op": f"torch.nn.modules.conv.Conv{dimensions}d",
+            "kernel_sizes": [[3] * dimensions] * stages,
             "strides": [list(stride) for stride in size.strides],
             "n_conv_per_stage": [2] * stages,
             "n_conv_per_stage_decoder": [2] * (stages - 1),
             "conv_bias": True,
-            "norm_op": "torch.nn.modules.instancenorm.InstanceNorm3d",
+            "norm_op": f"torch.nn.modules.instancenorm.InstanceNorm{dimensions}d",
             "norm_op_kwargs": {"eps": 1e-5, "affine": True},
             "dropout_op": None,
             "dropout_op_kwargs": None,
@@ -59,7 +59,7 @@ def plans_of(size: Size, batch_size: int, ssl: dict) -> dict:
         "preprocessor_name": "DefaultPreprocessor",
         "batch_size": batch_size,
         "patch_size": list(size.patch_size),
-        "spacing": [1.0, 1.0, 1.0],
+        "spacing": [1.0] * dimensions,
         "normalization_schemes": ["ZScoreNormalization"],
         "use_mask_for_norm": [False],
         "resampling_fn_data": "resample_data_or_seg_to_shape",
@@ -108,7 +108,7 @@ def num_views(trainer) -> int:
 
 def labeled_batch(size: Size, batch_size: int, scales: list[tuple[float, ...]], views: int = 1) -> dict:
     """``data`` [B, views, *S] and ``target``: [B, 1, *S'] over the scales of deep supervision, and the valid voxels."""
-    image, label_map = _phantom(size, batch_size)
+    image, label_map = phantom(size, batch_size)
     target = [F.interpolate(label_map.float(), scale_factor=tuple(scale), mode="nearest") for scale in scales]
     keys = ["phantom"] * batch_size
     return {
@@ -119,15 +119,16 @@ def labeled_batch(size: Size, batch_size: int, scales: list[tuple[float, ...]], 
 
 
 def unlabeled_batch(size: Size, views: int = 1) -> dict:
-    image, label_map = _phantom(size, size.batch_size)
+    image, label_map = phantom(size, size.batch_size)
     return {"data": image.repeat_interleave(views, 1), "target": torch.zeros_like(label_map, dtype=torch.int16)}
 
 
-def _phantom(size: Size, batch_size: int) -> tuple[Tensor, Tensor]:
+def phantom(size: Size, batch_size: int) -> tuple[Tensor, Tensor]:
     """Blobs of every class, and an image in which each class has its own brightness under noise."""
     generator = torch.Generator().manual_seed(0)
     coarse = torch.randn(batch_size, size.num_classes, *(max(n // 8, 2) for n in size.patch_size), generator=generator)
-    label_map = F.interpolate(coarse, size=size.patch_size, mode="trilinear").argmax(1, keepdim=True)
+    mode = "trilinear" if len(size.patch_size) == 3 else "bilinear"
+    label_map = F.interpolate(coarse, size=size.patch_size, mode=mode).argmax(1, keepdim=True)
     noise = torch.randn(label_map.shape, generator=generator)
     return label_map / size.num_classes + 0.3 * noise, label_map
 

@@ -17,11 +17,12 @@ NAMES = [name for name in trainers.__all__ if name != "nnUNetTrainerSSL"]
 
 
 def trainers_table() -> str:
-    """What each name that ``-tr`` takes trains, and where it comes from: the first line of its docstring."""
-    rows = ["| Trainer | Trains |", "|---|---|"]
+    """What each name that ``-tr`` takes trains and where it comes from, its docstring's first line; what it costs."""
+    rows = ["| Trainer | Trains | Step |", "|---|---|---|"]
     for name in NAMES:
         summary = getattr(trainers, name).__doc__.splitlines()[0].removesuffix(".").replace("``", "`")
-        rows.append(f"| `{name}` | {summary} |")
+        passes = getattr(getattr(trainers, name), "passes", None)
+        rows.append(f"| `{name}` | {summary} | {2 * passes.steps if passes else 1:.1f} |")
     return "\n".join(rows)
 
 

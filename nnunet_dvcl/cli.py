@@ -20,6 +20,7 @@ _COMMANDS = one_of(
     training.predict_next_stage,
     models.plot,
     models.export,
+    training.pilot,
     training.experiment,
     training.selftrain,
     models.inspect,

@@ -4,7 +4,8 @@ DistributedDataParallel averages the gradients of the ranks. A loss has the grad
 number of ranks, when it
 
 - divides a rank's own sum by the `mean` over the ranks of what is counted, or
-- is computed of the rows of all ranks, which `merge_rows` collects with their gradient.
+- is computed of the rows of all ranks, which `merge_rows` collects with their gradient, or of sums that `merge_sums`
+  adds up.
 
 Every rank has to call these functions equally often and in the same order. Without a process group, and inside of
 `single_rank`, there is one rank, and nothing is communicated.
@@ -58,6 +59,11 @@ def total(values: Tensor) -> Tensor:
     values = values.clone()
     dist.all_reduce(values)
     return values
+
+
+def merge_sums(values: Tensor) -> Tensor:
+    """The sum over the ranks, with the gradient of a loss that every rank computes of it."""
+    return values if world_size() == 1 else _Sum.apply(values)
 
 
 def mean(values: Tensor) -> Tensor:

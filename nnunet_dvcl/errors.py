@@ -4,6 +4,6 @@
 class UserError(RuntimeError):
     """Bad input: the message names the thing, what was expected and how to mend it.
 
-    The command line prints the message alone; through ``nnUNetv2_train`` it ends the run before any training time is
+    The command line prints the message alone, and so does ``nnUNetv2_train``, which it ends before any training time is
     spent.
     """

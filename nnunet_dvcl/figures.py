@@ -12,7 +12,7 @@ from pathlib import Path
 from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from pandas import DataFrame
 
 from nnunet_dvcl.files import replacing
@@ -22,6 +22,7 @@ COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#56
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", "*")
 _DASHES = ("-", "--", "-.", ":")
 _FEW_EPOCHS = 30  # below, each value gets a marker
+_DPI, _MOST_PIXELS = 300, 3000  # of a PNG, and along its longer side
 
 
 def plain_style() -> AbstractContextManager:
@@ -42,6 +43,11 @@ def draw_curve(axes: Axes, values: Sequence[float], label: str, **look) -> None:
     """One value an epoch; nan leaves a gap."""
     markers = 1 if len(values) < _FEW_EPOCHS else len(values) // 10
     axes.plot(range(len(values)), values, label=label, markevery=markers, **look)
+
+
+def count_epochs(axes: Axes) -> None:
+    """An x axis of few and whole epochs."""
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, min_n_ticks=1))
 
 
 def set_log_scale(axes: Axes) -> None:
@@ -78,6 +84,6 @@ def save_picture(figure: Figure, folder: str, name: str, table: DataFrame) -> No
     os.makedirs(folder, exist_ok=True)
     png, svg, csv = files = [join(folder, f"{name}.{kind}") for kind in ("png", "svg", "csv")]
     for file in (png, svg):
-        save_image(figure, file, dpi=300)
+        save_image(figure, file, dpi=min(_DPI, int(_MOST_PIXELS / max(figure.get_size_inches()))))
     save_table(csv, table)
     print("Wrote", *files, sep="\n  ")

@@ -24,7 +24,8 @@ class _Labels:
     """What softmax labels and sigmoid regions have in common."""
 
     num_classes: int
-    num_decisions: int  # that a voxel makes: for one of the labels, or in and out of each region
+    num_decisions: int  # R, that a voxel makes: for one of the labels, or in and out of each region
+    num_options: int  # K, the classes of a decision: the labels, or in and out
     num_foreground: int  # F
     ignore_label: int | None
 
@@ -53,6 +54,10 @@ class _Labels:
             unknown |= label_map == self.ignore_label
         return self._classes(label_map).masked_fill(unknown, UNKNOWN)
 
+    def decided(self, classes: Tensor) -> Tensor:
+        """Which class of each decision a class map holds, [B, *S] -> [B, R, *S] int64 in [-1, K)."""
+        return self.decided_of_target(self._target(classes)).masked_fill((classes == UNKNOWN)[:, None], UNKNOWN)
+
 
 class SoftmaxLabels(_Labels):
     """Each voxel has one of the labels 0 to C - 1; the network's output goes through a softmax.
@@ -66,7 +71,7 @@ class SoftmaxLabels(_Labels):
     num_decisions = 1
 
     def __init__(self, num_classes: int, ignore_label: int | None = None):
-        self.num_classes = num_classes
+        self.num_classes = self.num_options = num_classes
         self.width = num_classes
         self.ignore_label = ignore_label
 
@@ -81,6 +86,15 @@ class SoftmaxLabels(_Labels):
     def decisions(self, logits: Tensor) -> Tensor:
         """What each voxel decides: the one of C classes. [B, C, 1, *S], sums to 1 over the classes, with graph."""
         return self.probabilities(logits).unsqueeze(2)
+
+    def decision_logits(self, logits: Tensor) -> Tensor:
+        """[B, C, 1, *S], whose softmax over the classes is `decisions`; in the dtype of the output."""
+        return logits.unsqueeze(2)
+
+    def decided_of_target(self, target: Tensor) -> Tensor:
+        """Which class each decision is for in what nnU-Net's loss takes, [B, 1, *S]: int64, -1 where not known."""
+        decided = target.long()
+        return decided if self.ignore_label is None else decided.masked_fill(decided == self.ignore_label, UNKNOWN)
 
     def entropy(self, logits: Tensor) -> Tensor:
         """Eq. 4, [B, *S] in nats, between 0 and `max_entropy`."""
@@ -104,6 +118,10 @@ class SoftmaxLabels(_Labels):
     def foreground(self, channels: Tensor) -> Tensor:
         """Of [B, C, *S] the channels of the labels beside background: [B, F, *S]."""
         return channels[:, 1:]
+
+    def foreground_of(self, values: Tensor) -> Tensor:
+        """Of a value for each class of each decision, [C, 1], those of the labels beside background: [F]."""
+        return values[1:, 0]
 
     def inside(self, target: Tensor) -> Tensor:
         """The voxels of each label beside background in what nnU-Net's loss takes, [B, 1, *S] -> [B, F, *S] bool."""
@@ -140,6 +158,7 @@ class SigmoidRegions(_Labels):
     """
 
     has_regions = True
+    num_options = 2
 
     def __init__(
         self,
@@ -166,6 +185,15 @@ class SigmoidRegions(_Labels):
     def decisions(self, logits: Tensor) -> Tensor:
         """What each voxel decides: for each region, in or out. [B, 2, R, *S], sums to 1 over in and out, with graph."""
         return self._in_and_out(logits).unflatten(1, (2, -1))
+
+    def decision_logits(self, logits: Tensor) -> Tensor:
+        """[B, 2, R, *S], whose softmax over in and out is `decisions`; in the dtype of the output."""
+        return torch.stack((logits, torch.zeros_like(logits)), 1)
+
+    def decided_of_target(self, target: Tensor) -> Tensor:
+        """0 where a voxel of what nnU-Net's loss takes is in a region, 1 out, -1 not known: [B, R, *S] int64."""
+        inside, ignored = target.bool().tensor_split([len(self._regions)], 1)
+        return (~inside).long().masked_fill(ignored.any(1, keepdim=True), UNKNOWN)
 
     def entropy(self, logits: Tensor) -> Tensor:
         """The mean binary entropy over regions, [B, *S] in nats, between 0 and `max_entropy`."""
@@ -201,6 +229,10 @@ class SigmoidRegions(_Labels):
     def foreground(self, channels: Tensor) -> Tensor:
         """[B, R, *S], as they are."""
         return channels
+
+    def foreground_of(self, values: Tensor) -> Tensor:
+        """Of a value for in and out of each region, [2, R], those for in: [R]."""
+        return values[0]
 
     def inside(self, target: Tensor) -> Tensor:
         """The voxels of each region in what nnU-Net's loss takes, [B, R, *S] and a last channel -> [B, R, *S] bool."""

@@ -19,6 +19,7 @@ from torch.backends import cudnn
 from torch.distributed.elastic.multiprocessing.errors import record
 
 from nnunet_dvcl.distributed import gather_objects
+from nnunet_dvcl.endings import message_alone
 from nnunet_dvcl.errors import UserError
 from nnunet_dvcl.trainers.base import nnUNetTrainerPlugin
 
@@ -53,6 +54,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 @record
+@message_alone()
 def main(argv: Sequence[str] | None = None) -> None:
     """One process of a training.
 

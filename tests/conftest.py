@@ -338,6 +338,29 @@ def _add_tiny_configurations(tiny: TinyDataset) -> None:
     tiny.write_plans(plans)
 
 
+@pytest.fixture
+def nnunet_trains(monkeypatch) -> Callable[[str], dict]:
+    """``nnunet_trains("nnUNetv2_train ...")``: what nnU-Net's own command makes of the line, by argument."""
+    import inspect
+    import shlex
+
+    import torch
+    from nnunetv2.run import run_training
+
+    call = inspect.signature(run_training.run_training).bind
+    made = []
+    monkeypatch.setattr(run_training, "run_training", lambda *args, **options: made.append(call(*args, **options)))
+    for name in ("set_num_threads", "set_num_interop_threads"):
+        monkeypatch.setattr(torch, name, lambda number: None)
+
+    def read(line: str) -> dict:
+        monkeypatch.setattr("sys.argv", shlex.split(line))
+        run_training.run_training_entry()
+        return made.pop().arguments
+
+    return read
+
+
 @pytest.fixture(params=["Blosc2", "Numpy"])
 def dataset_class(request, tiny_dataset):
     """nnU-Net's dataset class; the labeled folder of 3d_fullres is stored with it."""

@@ -13,4 +13,7 @@ SMALL = {
     "queue_capacity": 128,
     "outlier_neighbors": 20,
     "adversary_width": 4,
+    "location_width": 8,
+    "confidence": 0.4,
+    "anchor_confidence": 0.2,
 }

@@ -20,6 +20,7 @@ COMMANDS = (
     "predict-next-stage",
     "plot",
     "export",
+    "pilot",
     "experiment",
     "inspect",
     "demo",

@@ -25,6 +25,8 @@ from nnunet_dvcl.trainers.nnUNetTrainerDVCL_SameView import SameViewConfig
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 DEFINED_ON_A_PAGE = {"nnUNetTrainerMeanTeacher", "nnUNetTrainerCopyPaste"}
+OF_CONTRASTS = {"contrastive_weight", "contrastive_start", "num_anchors", "num_negatives", "num_queries"}
+OF_CONTRASTS |= {"temperature", "bank_capacity", "teacher_decay", "feature_dim", "certain_entropy"}
 NNUNETS = {"nnUNetTrainer", "nnUNetTrainerBN", "nnUNetTrainerNoDeepSupervision"}
 
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
@@ -52,6 +54,22 @@ def anchors(page: Path) -> set[str]:
     """The anchors that GitHub gives to the page's headings."""
     headings = re.findall(r"^#+ (.+)$", prose(page), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@every_page
+def test_nothing_is_said_twice_on_a_page(page):
+    """As a merge of two versions leaves it: a line of text that comes again, two rows of a table on one thing."""
+    lines = [line.strip() for line in prose(page).splitlines()]
+    texts = [line for line in lines if len(line) > 60 and not line.startswith("|")]
+    assert sorted(texts) == sorted(set(texts))
+    for table in re.findall(r"(?:^\|.*\n)+", prose(page), re.MULTILINE):
+        named = [cell for row in table.splitlines()[2:] if re.fullmatch(r"`.*`", cell := row.split("|")[1].strip())]
+        assert sorted(named) == sorted(set(named))
+
+
+@every_page
+def test_headings_stand_alone(page):
+    assert not re.findall(r"(?<!\n)\n#+ .*", prose(page).lstrip())
 
 
 @every_page
@@ -110,7 +128,7 @@ def test_other_commands_exist(page):
 def test_trainers_and_keys_exist(page):
     text = prose(page) + "".join(blocks(page, "bash"))
     ours = {*NNUNETS, *nnunet_dvcl.trainers.__all__, *DEFINED_ON_A_PAGE}
-    assert not set(re.findall(r"\bnnUNetTrainer[A-Za-z]*(?:_[A-Za-z]+)*", page.read_text())) - ours
+    assert not set(re.findall(r"\bnnUNetTrainer[A-Za-z0-9]*(?:_[A-Za-z]+)*", page.read_text())) - ours
     # not the name of the page what-limits-ssl.md
     assert not set(re.findall(r"(?<!-)\bssl\.([a-z_]+)", text)) - set(known_options())
 
@@ -136,8 +154,8 @@ def test_every_key_has_a_meaning_and_stands_there_once():
     own = {key for key, _ in rows}
     assert own == set().union(*(getattr(nnunet_dvcl.trainers, n).config_class.model_fields for n in generate.NAMES))
     assert all(len(meaning) >= len("epochs") for _, meaning in rows)
-    # the paper's protocol, its views, and learning from pseudo-labels have defaults of their own
-    elsewhere = {"initial_lr", "num_epochs", *SameViewConfig.__annotations__}
+    # the paper's protocol, its views, learning from pseudo-labels and methods of contrast have defaults of their own
+    elsewhere = {"initial_lr", "num_epochs", *SameViewConfig.__annotations__, *OF_CONTRASTS}
     assert {key for key in own if [k for k, _ in rows].count(key) > 1} == elsewhere
 
 

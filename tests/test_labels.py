@@ -238,3 +238,39 @@ def test_unknown_is_background_where_nothing_is_ignored(labels):
     classes = torch.tensor([[-1, 0, 2]])
     assert torch.equal(labels.to_target(classes)[..., 0], labels.to_target(classes)[..., 1])
     assert labels.of_target(labels.to_target(classes)).tolist() == [[0, 0, 2]]
+
+
+# --------------------------------------------------------------------------- decisions
+
+
+@pytest.mark.parametrize("with_ignore", [True, False])
+@pytest.mark.parametrize("labels", [*REGIONS, None])
+def test_what_is_decided_and_how_likely_it_is(labels, with_ignore):
+    """Each of R decisions is for one of K classes: of the labels, or in and out of each region."""
+    given = SoftmaxLabels(4, 4 if with_ignore else None)
+    if labels is not None:
+        names = labels[0] | ({"ignore": 1 + max(labels[1])} if with_ignore else {})
+        given = of_manager(LabelManager(names, labels[1]))
+    channels = 4 if labels is None else len(labels[1])
+    logits = logits_of(channels, 3, 4)
+    decisions = given.decisions(logits)
+    assert decisions.shape == (2, given.num_options, given.num_decisions, 3, 4)
+    torch.testing.assert_close(given.decision_logits(logits).softmax(1), decisions)
+
+    classes = torch.randint(-1, given.num_classes, (2, 3, 4))
+    decided = given.decided(classes)
+    assert decided.shape == (2, given.num_decisions, 3, 4)
+    target = given.to_target(classes)
+    of_target = given.decided_of_target(target)
+    assert torch.equal(decided, of_target.masked_fill((classes < 0)[:, None], -1))
+    assert bool((of_target < 0).any()) == with_ignore
+    inside = given.inside(target)
+    for r in range(given.num_decisions):
+        if labels is None:
+            assert torch.equal(decided[:, 0], classes)
+        else:
+            assert torch.equal(decided[:, r] == 0, inside[:, r] & (classes >= 0))
+    values = torch.arange(given.num_options * given.num_decisions).view(given.num_options, given.num_decisions)
+    expected = values[1:, 0] if labels is None else values[0]
+    assert torch.equal(given.foreground_of(values), expected)
+    assert len(given.foreground_of(values)) == given.num_foreground

@@ -7,13 +7,13 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from os.path import isfile, join
+from typing import Protocol
 
 import torch
 from batchgenerators.utilities.file_and_folder_operations import load_json
 from nnunetv2.inference.export_prediction import resample_and_save
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from torch import nn
-from tqdm import tqdm
 
 from nnunet_dvcl import distributed
 from nnunet_dvcl.cascade.previous_stage import (
@@ -31,6 +31,14 @@ from nnunet_dvcl.data.storage import HIDDEN_FOLDER, remove_leftovers, whole_file
 from nnunet_dvcl.errors import UserError
 from nnunet_dvcl.lock import locked_where_possible
 from nnunet_dvcl.networks import unwrap
+from nnunet_dvcl.progress import with_progress
+
+
+class UnlabeledOptions(Protocol):
+    """What a trainer's hyper-parameters say of the scans of ``imagesTr_unlabeled``; see `get_unlabeled_dataset`."""
+
+    unlabeled_folder: bool
+    skip_bad_scans: bool
 
 
 def predict_unlabeled(
@@ -40,7 +48,7 @@ def predict_unlabeled(
     fold: int | str,
     num_processes: int,
     log: Log,
-    uses_unlabeled_folder: Callable[[dict], bool],
+    read_options: Callable[[dict], UnlabeledOptions],
 ) -> list[str]:
     """Predicts the unlabeled cases of a fold, from both sources, for each next stage that the plans name.
 
@@ -51,7 +59,7 @@ def predict_unlabeled(
         predictor: with the network; tiles and mirroring as nnU-Net validates.
         trainer, configuration, fold: of the network, as nnU-Net's commands name them.
         num_processes: that resample and save; this process predicts.
-        uses_unlabeled_folder: whether the trainer takes the scans of ``imagesTr_unlabeled``, of a configuration.
+        read_options: the trainer's, of a resolved configuration.
 
     Returns:
         The folders with the predictions, one a next stage. A prediction is nnU-Net's label map, [*S] of the next stage.
@@ -66,10 +74,11 @@ def predict_unlabeled(
     for next_stage in next_stages(plans_manager, configuration):
         stage = PreviousStage(plans_manager, trainer, configuration, next_stage, fold)
         target_manager = plans_manager.get_configuration(next_stage)
-        use_folder = uses_unlabeled_folder(target_manager.configuration)
-        options = predictor.dataset_json, fold, num_processes, log, use_folder
-        cases = get_unlabeled_dataset(plans_manager, configuration_manager, *options, before and before.unlabeled)
-        targets = get_unlabeled_dataset(plans_manager, target_manager, *options)
+        options = read_options(target_manager.configuration)
+        of_both = predictor.dataset_json, fold, num_processes, log, options.unlabeled_folder
+        skip_bad, predicted = options.skip_bad_scans, before and before.unlabeled
+        cases = get_unlabeled_dataset(plans_manager, configuration_manager, *of_both, predicted, skip_bad)
+        targets = get_unlabeled_dataset(plans_manager, target_manager, *of_both, skip_bad=skip_bad)
         _predict_stage(predictor, stage, cases, targets, num_processes, log)
         folders.append(stage.unlabeled)
     return folders
@@ -105,7 +114,7 @@ def _predict_stage(
         log(f"Predicting {len(todo)} of {len(own)} unlabeled cases for {stage.next_stage} into {folder}")
         predictions = _predictions(predictor, stage, cases, targets, todo)
         saved = in_processes(_save, predictions, min(num_processes, len(todo)))
-        list(tqdm(saved, total=len(todo), desc="Unlabeled cases", disable=distributed.rank() > 0))
+        list(with_progress(saved, "Unlabeled cases", len(todo), "case", log, shown=first, leave=True))
         distributed.barrier()
 
 

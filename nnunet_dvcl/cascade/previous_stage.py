@@ -6,6 +6,7 @@ case that is unlabeled in one fold may be labeled in another. So what is predict
 of each fold, ``fold_X/predicted_next_stage/<stage>``, and fold X of the cascade sees what fold X has predicted.
 """
 
+import shlex
 from collections.abc import Collection
 from dataclasses import dataclass
 from os.path import isdir, join
@@ -16,6 +17,7 @@ from nnunetv2.utilities.file_path_utilities import get_output_folder
 from nnunetv2.utilities.label_handling.label_handling import LabelManager, convert_labelmap_to_one_hot
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
+from nnunet_dvcl.commands import plans_option, train_command
 from nnunet_dvcl.data.folders import DatasetFolders
 from nnunet_dvcl.data.messages import bullet_list
 from nnunet_dvcl.data.splits import folds_that_validate
@@ -80,23 +82,20 @@ class PreviousStage:
         """``UserError`` where a case has no prediction that fits it; gives the commands that make them."""
         predicted = predicted_cases(self.unlabeled)
         if missing := [case for case in dataset.identifiers if case not in predicted or not _fits(dataset, case)]:
+            options = ("-d", self.dataset, "-c", self.configuration, "-f", str(self.fold), "-tr", self.trainer)
+            predict = ("nnunet_dvcl", "predict-next-stage", *options, *plans_option(self.plans_manager.plans_name))
             raise UserError(
                 f"{len(missing)} of {len(dataset)} unlabeled cases have no prediction of {self.configuration} that "
                 f"fits them in {self.unlabeled}:\n{bullet_list(missing)}\n"
                 f"A training of {self.configuration} predicts the unlabeled cases of its fold when it is finished:\n"
                 f"  {self._train_command(self.fold)}\n"
                 "Where it is finished already, predict what is missing:\n"
-                f"  nnunet_dvcl predict-next-stage -d {self.dataset} -c {self.configuration} -f {self.fold} "
-                f"{self._trainer_options}"
+                f"  {shlex.join(predict)}"
             )
 
     def _train_command(self, fold: int | str) -> str:
-        return f"nnUNetv2_train {self.dataset} {self.configuration} {fold} {self._trainer_options}"
-
-    @property
-    def _trainer_options(self) -> str:
         plans = self.plans_manager.plans_name
-        return f"-tr {self.trainer}" + ("" if plans == "nnUNetPlans" else f" -p {plans}")
+        return train_command(self.dataset, self.configuration, fold, self.trainer, plans)
 
 
 def predicted_cases(folder: str) -> dict[str, Path]:

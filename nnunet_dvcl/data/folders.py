@@ -1,17 +1,21 @@
 """Where nnU-Net keeps a data set, and where its unlabeled scans live beside it."""
 
 import os
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from os.path import isfile, join
+from os.path import basename, dirname, isfile, join
 
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class, nnUNetBaseDataset
 from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
+from nnunet_dvcl.commands import dataset_number
 from nnunet_dvcl.data.messages import bullet_list
 from nnunet_dvcl.errors import UserError
+from nnunet_dvcl.files import visible_files
+from nnunet_dvcl.options import did_you_mean
 
 IMAGES_FOLDER = "imagesTr_unlabeled"
 
@@ -47,6 +51,12 @@ class DatasetFolders:
         names = [f"CASE_{c:04d}{dataset_json['file_ending']}" for c in range(num_channels(dataset_json))]
         return join(self.images, ", ".join(names))
 
+    def misnamed_images(self) -> str:
+        """A sentence on folders that were probably meant to be `images`, after a space; empty where there are none."""
+        names = os.listdir(self.raw) if os.path.isdir(self.raw) else ()
+        meant = [name for name in sorted(names) if _is_like_images_folder(name) and os.path.isdir(join(self.raw, name))]
+        return f" There is {join(self.raw, meant[0])}: was it meant? Rename it to {IMAGES_FOLDER}." if meant else ""
+
     def dataset_class(self) -> type[nnUNetBaseDataset]:
         """nnU-Net's dataset class of the labeled cases; ``UserError`` when they are not preprocessed."""
         try:
@@ -56,6 +66,10 @@ class DatasetFolders:
         except (AssertionError, KeyError) as error:
             problem = f"does not look like a folder of preprocessed cases ({error})"
         raise UserError(f"{self.labeled} {problem}. Preprocess the labeled cases first, with nnUNetv2_preprocess.")
+
+
+def _is_like_images_folder(name: str) -> bool:
+    return name != IMAGES_FOLDER and re.search("un[-_ ]?label", name, re.IGNORECASE) is not None
 
 
 def labeled_cases(dataset_class: type[nnUNetBaseDataset], folder: str) -> list[str]:
@@ -96,8 +110,18 @@ def find_plans_file(dataset_name_or_id: str, plans_identifier: str) -> str:
     check_name(name, "data set")
     for file in ("dataset.json", f"{plans_identifier}.json"):
         if not isfile(path := join(root, name, file)):
-            raise UserError(f"{path} does not exist: run nnUNetv2_plan_and_preprocess -d {dataset_name_or_id}.")
+            raise UserError(f"{path} does not exist{_how_to_plan(path)}")
     return path
+
+
+def _how_to_plan(missing: str) -> str:
+    folder, plans = dirname(missing), basename(missing).removesuffix(".json")
+    command = f"run nnUNetv2_plan_and_preprocess -d {dataset_number(basename(folder))}"
+    if plans in ("dataset", "nnUNetPlans"):
+        return f": {command}."
+    others = [name.removesuffix(".json") for name in visible_files(folder) if name.endswith(".json")]
+    planned = f"{command} with the planner that makes them (-pl), or with -overwrite_plans_name {plans}"
+    return f".{did_you_mean(plans, others)} To make these plans, {planned}."
 
 
 def check_configuration(plans: str, known: Iterable[str], configuration: str) -> None:

@@ -4,7 +4,7 @@ import json
 import os
 from dataclasses import dataclass
 from functools import cached_property
-from os.path import dirname, isdir, join
+from os.path import basename, dirname, isdir, isfile, join
 
 import numpy as np
 from batchgenerators.utilities.file_and_folder_operations import load_json
@@ -12,17 +12,17 @@ from nnunetv2.configuration import default_num_processes
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from pandas import json_normalize
-from tqdm import tqdm
 
 from nnunet_dvcl.data.folders import DatasetFolders, check_configuration, find_plans_file, labeled_cases, raw_root
 from nnunet_dvcl.data.messages import bullet_list
 from nnunet_dvcl.data.processes import Log, in_processes
-from nnunet_dvcl.data.raw import check_images, find_unlabeled_images
+from nnunet_dvcl.data.raw import CONSTANT, check_images, find_unlabeled_images
 from nnunet_dvcl.data.splits import check_scans_have_no_label
 from nnunet_dvcl.data.storage import HIDDEN_FOLDER, complete_cases, remove_leftovers, save_case, write_json
 from nnunet_dvcl.errors import UserError
 from nnunet_dvcl.files import visible_files, writing
 from nnunet_dvcl.lock import locked_where_possible
+from nnunet_dvcl.progress import with_progress
 
 _CONFIGURATION_KEYS = (
     "preprocessor_name",
@@ -78,6 +78,19 @@ class UnlabeledScans:
         """The file that says with which settings the folder was made."""
         return join(self.folders.unlabeled, HIDDEN_FOLDER, "manifest.json")
 
+    @property
+    def left_out_file(self) -> str:
+        """The file that lists the scans that cannot be used, where the user has chosen to go on without them."""
+        return join(self.folders.unlabeled, HIDDEN_FOLDER, "left_out.json")
+
+    def left_out(self, images: dict[str, list[str]]) -> dict[str, dict]:
+        """Scan -> its entry in `left_out_file`; a scan whose files have changed since may have been mended."""
+        try:
+            listed = load_json(self.left_out_file)
+        except (FileNotFoundError, ValueError):
+            return {}
+        return {s: listed[s] for s, files in images.items() if s in listed and listed[s]["files"] == _state(files)}
+
     def finished(self) -> set[str]:
         """Scans that are preprocessed with these plans.
 
@@ -103,11 +116,12 @@ class UnlabeledScans:
             f"or by the next training run."
         )
 
-    def preprocessed(self, num_processes: int, log: Log) -> list[str]:
+    def preprocessed(self, num_processes: int, log: Log, skip_bad: bool = False) -> list[str]:
         """All scans, each preprocessed now or before; where ``imagesTr_unlabeled`` is not, those of before.
 
         A second process that wants the same waits until the first is done. A kill at any moment costs only the scans
-        that were being worked on.
+        that were being worked on. With `skip_bad` scans that cannot be used are left out, in this run and in those
+        that follow, until their files change.
 
         Raises:
             UserError: scans that are not named as they should be, or that are labeled; the folder was made with other
@@ -125,14 +139,20 @@ class UnlabeledScans:
         check_scans_have_no_label(images, self.labeled, folders.images)
         # Without the lock first: a finished folder may be on a read-only disk.
         if self._missing(images):
-            self._preprocess(images, num_processes, log)
-        return list(images)
+            self._preprocess(images, num_processes, log, skip_bad)
+        left_out = self.left_out(images)
+        if left_out:
+            log(
+                f"WARNING: {len(left_out)} of {len(images)} unlabeled scans cannot be used and are left out; "
+                f"{self.left_out_file} lists them:\n{bullet_list(entry['problem'] for entry in left_out.values())}"
+            )
+        return [scan for scan in images if scan not in left_out]
 
     def _missing(self, images: dict[str, list[str]]) -> dict[str, list[str]]:
-        done = self.finished()
+        done = self.finished() | self.left_out(images).keys()
         return {scan: files for scan, files in images.items() if scan not in done}
 
-    def _preprocess(self, images: dict[str, list[str]], num_processes: int, log: Log) -> None:
+    def _preprocess(self, images: dict[str, list[str]], num_processes: int, log: Log, skip_bad: bool) -> None:
         folder = self.folders.unlabeled
         lock = join(folder, HIDDEN_FOLDER, "lock")
         with writing(folder):
@@ -146,34 +166,49 @@ class UnlabeledScans:
             write_json(self.settings, self.manifest)
             log(f"Preprocessing {len(todo)} of {len(images)} unlabeled scans into {folder}")
             results = in_processes(self._preprocess_scan, todo.items(), min(num_processes, len(todo)))
-            found = list(tqdm(results, total=len(todo), desc="Unlabeled scans"))
-        problems, warnings = (sorted(filter(None, texts)) for texts in zip(*found, strict=True))
-        if warnings:
-            log(f"WARNING: these scans say nothing after normalization:\n{bullet_list(warnings)}")
-        if problems:
+            shown = with_progress(results, "Unlabeled scans", len(todo), "scan", log, leave=True)
+            found = sorted(shown, key=lambda result: result[0])
+            problems = {scan: problem for scan, problem, _ in found if problem}
+            if problems and skip_bad:
+                entries = {s: {"problem": problem, "files": _state(images[s])} for s, problem in problems.items()}
+                write_json(self.left_out(images) | entries, self.left_out_file)
+        if warnings := [warning for *_, warning in found if warning]:
+            log(f"WARNING: these scans are used, but are strange:\n{bullet_list(warnings)}")
+        if problems and not skip_bad:
             raise UserError(
                 f"{len(problems)} unlabeled scan(s) cannot be used; the other {len(images) - len(problems)} are done "
-                f"and kept. Mend or remove these and run again:\n{bullet_list(problems)}"
+                f"and kept. Mend or remove these and run again, or leave them out (nnunet_dvcl preprocess with "
+                f"--skip-bad, or ssl.skip_bad_scans=true):\n{bullet_list(problems.values())}"
             )
 
-    def _preprocess_scan(self, identifier: str, image_files: list[str]) -> tuple[str | None, str | None]:
-        """Returns why the scan cannot be used, and what is strange in it; both name the file."""
+    def _preprocess_scan(self, identifier: str, image_files: list[str]) -> tuple[str, str | None, str | None]:
+        """Returns the scan, why it cannot be used, and what is strange in it; both name the file."""
         files = ", ".join(image_files)
         plans, configuration = self.plans_manager, self.configuration_manager
         try:
-            check_images(image_files, plans.image_reader_writer_class(), self.dataset_json)
+            strange = check_images(image_files, plans.image_reader_writer_class(), self.dataset_json)
             preprocessor = configuration.preprocessor_class(verbose=False)
             data, mask, properties = preprocessor.run_case(image_files, None, plans, configuration, self.dataset_json)
         except UserError as error:
-            return str(error), None
+            return identifier, str(error), None
         except Exception as error:
-            return f"{files}: {type(error).__name__}: {error}", None
+            return identifier, f"{files}: {type(error).__name__}: {error}", None
         if not np.isfinite(data).all():
-            return f"{files}: NaN or infinite after normalization; its values are too large (or constant)", None
+            problem = f"{files}: NaN or infinite after normalization; its values are too large (or constant)"
+            return identifier, problem, None
         data, patch_size = data.astype(np.float32, copy=False), tuple(configuration.patch_size)
         save_case(self.folders.unlabeled, identifier, data, mask, properties, self.dataset_class, patch_size)
-        constant = any(np.ptp(channel) == 0 for channel in data)
-        return None, f"{files}: every voxel has the same value" if constant else None
+        if len(patch_size) == 3 and 1 in properties["shape_before_cropping"]:
+            strange.append("a single slice, in a 3d configuration")
+        if CONSTANT not in strange and any(np.ptp(channel) == 0 for channel in data):
+            strange.append(f"{CONSTANT} after normalization")
+        return identifier, None, f"{files}: {'; '.join(strange)}" if strange else None
+
+
+def _state(files: list[str]) -> dict[str, list[int] | None]:
+    """File -> its size [bytes] and the time of its last change [ns]; None where nothing is, as behind a broken link."""
+    stats = {file: os.stat(file) if isfile(file) else None for file in files}
+    return {basename(file): stat and [stat.st_size, stat.st_mtime_ns] for file, stat in stats.items()}
 
 
 def _differences(old: dict, new: dict) -> list[str]:
@@ -190,8 +225,11 @@ def preprocess_unlabeled(
     configuration: str,
     plans_identifier: str = "nnUNetPlans",
     num_processes: int = default_num_processes,
+    skip_bad: bool = False,
 ) -> str:
     """Preprocess ``imagesTr_unlabeled`` of a data set ahead of a training (``nnunet_dvcl preprocess``).
+
+    With `skip_bad` scans that cannot be used are left out, and listed in a file; see `UnlabeledScans.preprocessed`.
 
     Returns:
         The folder ``nnUNet_preprocessed/DatasetXXX/<data_identifier>_unlabeled``.
@@ -206,6 +244,10 @@ def preprocess_unlabeled(
     scans = UnlabeledScans(plans_manager, plans_manager.get_configuration(configuration), dataset_json)
     folders = scans.folders
     raw_root()  # raises where it is not set
-    if not (isdir(folders.images) and scans.preprocessed(num_processes, print)):
-        raise UserError(f"There are no scans to preprocess: put them at {folders.example_image(dataset_json)}.")
+    if not (isdir(folders.images) and visible_files(folders.images)):
+        raise UserError(
+            f"There are no scans to preprocess: put them at {folders.example_image(dataset_json)}."
+            f"{folders.misnamed_images()}"
+        )
+    scans.preprocessed(num_processes, print, skip_bad)
     return folders.unlabeled

@@ -9,8 +9,11 @@ from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 
 from nnunet_dvcl.data.folders import IMAGES_FOLDER, num_channels
 from nnunet_dvcl.data.messages import bullet_list
+from nnunet_dvcl.data.whole_files import check_whole
 from nnunet_dvcl.errors import UserError
 from nnunet_dvcl.files import visible_files
+
+CONSTANT = "every voxel has the same value"
 
 
 def find_unlabeled_images(raw_dataset: str, dataset_json: dict) -> dict[str, list[str]]:
@@ -31,27 +34,43 @@ def find_unlabeled_images(raw_dataset: str, dataset_json: dict) -> dict[str, lis
     problems += [problem for scan in sorted(scans) for problem in _scan_problems(scan, scans[scan], num_files)]
     if problems:
         raise UserError(
-            f"{folder} must be laid out as imagesTr is: {num_files} file(s) a scan, channels "
-            f"0000 to {num_files - 1:04d}, ending {ending}. Rename, complete or remove:\n{bullet_list(problems)}"
+            f"{folder} must be laid out as imagesTr is: {_layout(num_files)}, ending {ending}. Rename, complete or "
+            f"remove:\n{bullet_list(problems)}"
         )
     return {scan: [join(folder, scans[scan][c]) for c in range(num_files)] for scan in sorted(scans)}
 
 
-def check_images(image_files: Sequence[str], reader: BaseReaderWriter, dataset_json: dict) -> None:
-    """Read each file of one scan by itself, so that a problem names its file.
+def _layout(num_files: int) -> str:
+    if num_files == 1:
+        return "one file a scan, channel 0000"
+    return f"{num_files} files a scan, channels 0000 to {num_files - 1:04d}"
+
+
+def check_images(image_files: Sequence[str], reader: BaseReaderWriter, dataset_json: dict) -> list[str]:
+    """Read each file of one scan by itself, so that a problem names its file; returns what is strange, but usable.
 
     Raises:
-        UserError: unreadable, no voxels, NaN or infinite, only zeros, or channels that do not fit together or
+        UserError: unreadable, cut off, no voxels, NaN or infinite, only zeros, or channels that do not fit together or
             are not as many as the data set's.
     """
-    images = [_read(file, reader) for file in image_files]
+    images, all_finite = zip(*(_read(file, reader) for file in image_files), strict=True)
     all_files, shapes = ", ".join(image_files), [image.shape[1:] for image in images]
     if len(set(shapes)) > 1:
         raise UserError(f"{all_files}: the channels differ in shape: {', '.join(map(str, shapes))}")
     if not any(image.any() for image in images):
         raise UserError(f"{all_files}: the image is empty, every voxel is 0")
-    if (channels := sum(map(len, images))) != num_channels(dataset_json):
-        raise UserError(f"{all_files}: {channels} channel(s), but dataset.json names {num_channels(dataset_json)}")
+    if (channels := sum(map(len, images))) != (expected := num_channels(dataset_json)):
+        size = " x ".join(map(str, shapes[0]))
+        raise UserError(
+            f"{all_files}: read as {channels} channels of {size} voxels, but dataset.json names {expected}. "
+            "Is it an image of vectors or colors, or a series of images?"
+        )
+    strange = []
+    if not all(all_finite):
+        strange.append(f"NaN or infinite voxels, which {type(reader).__name__} reads as 0")
+    if any(np.ptp(channel) == 0 for image in images for channel in image):
+        strange.append(CONSTANT)
+    return strange
 
 
 def read_labels(file: str, reader: BaseReaderWriter) -> tuple[np.ndarray, dict]:
@@ -60,18 +79,26 @@ def read_labels(file: str, reader: BaseReaderWriter) -> tuple[np.ndarray, dict]:
     return segmentation.astype(np.int64), properties
 
 
-def _read(file: str, reader: BaseReaderWriter) -> np.ndarray:
-    """[channels, *S] of finite voxels."""
+def _read(file: str, reader: BaseReaderWriter) -> tuple[np.ndarray, bool]:
+    """[channels, *S] of finite voxels; and whether those of the file are."""
+    try:
+        finite = check_whole(file)
+    except Exception as error:
+        raise UserError(f"{file}: cannot be read to its end ({_reason(error)}); was it copied in part?") from error
     try:
         image = reader.read_images([file])[0]
     except Exception as error:
-        reason = str(error).strip().splitlines()
-        raise UserError(f"{file}: cannot be read ({reason[-1].strip() if reason else type(error).__name__})") from error
+        raise UserError(f"{file}: cannot be read ({_reason(error)})") from error
     if image.size == 0:
         raise UserError(f"{file}: the image has no voxels, its shape is {image.shape[1:]}")
     if not np.isfinite(image).all():
         raise UserError(f"{file}: the image has NaN or infinite voxels")
-    return image
+    return image, finite
+
+
+def _reason(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[-1].strip() if lines else type(error).__name__
 
 
 def _group_by_identifier(folder: str, ending: str) -> tuple[dict[str, dict[int, str]], list[str]]:

@@ -114,12 +114,14 @@ def get_unlabeled_dataset(
     log: Log,
     use_folder: bool = True,
     folder_with_segs_from_previous_stage: str | None = None,
+    skip_bad: bool = False,
 ) -> UnlabeledDataset:
     """The unlabeled cases of a fold: the scans of `UnlabeledScans.preprocessed`, and the split's ``"unlabeled"`` ones.
 
     Args:
         use_folder: False: the split's alone.
         folder_with_segs_from_previous_stage: of a cascade; this function does not look into it.
+        skip_bad: scans that cannot be used are left out; False: they are an error.
 
     Raises:
         UserError: there is no unlabeled case (says how to provide one), or one of them cannot be used.
@@ -127,10 +129,12 @@ def get_unlabeled_dataset(
     unlabeled_scans = UnlabeledScans(plans_manager, configuration_manager, dataset_json)
     folders, labeled = unlabeled_scans.folders, unlabeled_scans.labeled
     withheld = withheld_cases(folders.splits_file, fold, labeled)
-    scans = unlabeled_scans.preprocessed(num_processes, log) if use_folder else []
+    scans = unlabeled_scans.preprocessed(num_processes, log, skip_bad) if use_folder else []
     if not scans and not withheld:
         hint = "" if use_folder else "ssl.unlabeled_folder is false, so the scans of imagesTr_unlabeled do not count. "
         raise UserError(hint + _no_unlabeled_case(folders, dataset_json, fold, sorted(labeled)))
+    if use_folder and not scans and (misnamed := folders.misnamed_images()):
+        log(f"WARNING: no scan of imagesTr_unlabeled.{misnamed}")
     log(f"Unlabeled cases: {len(scans)} of imagesTr_unlabeled, {len(withheld)} of the split with their labels withheld")
     sources = [(folders.unlabeled, scans), (folders.labeled, withheld)]
     return UnlabeledDataset(
@@ -146,7 +150,7 @@ def _no_unlabeled_case(folders: DatasetFolders, dataset_json: dict, fold: int | 
     return (
         f"There is no unlabeled case to train fold {fold} with. Provide some in one of two ways, or both:\n"
         f"  1. Scans without labels: put them at {folders.example_image(dataset_json)}\n"
-        f"     They are preprocessed when the training starts.\n"
+        f"     They are preprocessed when the training starts.{folders.misnamed_images()}\n"
         f"  2. Labeled cases whose labels are withheld: in {folders.splits_file} move cases of {where} from "
         f'"train" to a third list:\n'
         f'     {{"train": [...], "val": [...], "unlabeled": [{example}]}}\n'

@@ -2,6 +2,8 @@
 
 try:
     import nnunet_dvcl.trainers as _trainers
+    from nnunet_dvcl.endings import hint_behind as _hint_behind
+    from nnunet_dvcl.options import did_you_mean as _did_you_mean
     from nnunet_dvcl.trainers import *  # noqa: F403
 except ModuleNotFoundError as error:
     # A child process in another environment inherits nnUNet_extTrainer, but has no nnunet_dvcl: its own search for a
@@ -12,4 +14,10 @@ else:
 
     def __getattr__(name: str):
         """A trainer that is made when it is asked for, such as nnUNetTrainerDVCL_20epochs; import * leaves it out."""
-        return getattr(_trainers, name)
+        try:
+            return getattr(_trainers, name)
+        except AttributeError:
+            # The finder goes on, perhaps to where the trainer is: only where the search ends the process this is said.
+            if meant := _did_you_mean(name, _trainers.__all__):
+                _hint_behind(f"nnunet trainer {name} ", meant.strip())
+            raise

@@ -66,5 +66,10 @@ class ClassBank(nn.Module):
         # rows that are not filled yet are 0
         return self.features.sum(1) / self.count.clamp(min=1)[:, None], self.count > 0
 
+    def rows(self) -> tuple[Tensor, Tensor]:
+        """The rows of each class, as a view, [C, capacity, d] float32, and which are filled, [C, capacity] bool."""
+        filled = torch.arange(self.capacity, device=self.count.device) < self.count[:, None]
+        return self.features, filled
+
     def extra_repr(self) -> str:
         return f"num_classes={self.num_classes}, capacity={self.capacity}, dim={self.features.shape[-1]}"

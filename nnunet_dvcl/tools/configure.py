@@ -13,6 +13,7 @@ from batchgenerators.utilities.file_and_folder_operations import load_json
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_dvcl.cascade.previous_stage import check_previous_stage
+from nnunet_dvcl.commands import train_command
 from nnunet_dvcl.data.folders import check_configuration, check_name, find_plans_file
 from nnunet_dvcl.data.storage import HIDDEN_FOLDER, write_json
 from nnunet_dvcl.errors import UserError
@@ -45,26 +46,27 @@ def configure(
     """
     if not assignments:
         raise UserError("Nothing to change: give KEY=VALUE, for instance batch_size=2, or a --preset.")
+    assigned = dict(map(_parse, assignments))
     plans_file = find_plans_file(dataset_name_or_id, plans_identifier)
     with locked_where_possible(join(dirname(plans_file), HIDDEN_FOLDER, "plans.lock")):
-        derived, replaced = _write(plans_file, configuration, name, plans_identifier, assignments)
-    print(f"{'Replaced' if replaced else 'Wrote'} configuration {name} in {plans_file}:")
-    print(json.dumps(derived, indent=2))
-    print(f"Train with: nnUNetv2_train {dataset_name_or_id} {name} 0 -tr nnUNetTrainerDVCL")
+        parent, replaced = _write(plans_file, configuration, name, plans_identifier, assigned)
+    print(f"{'Replaced' if replaced else 'Wrote'} configuration {name} in {plans_file}: {configuration} with")
+    for key, value in assigned.items():
+        print(f"  {key}={json.dumps(value)}{_instead_of(key, value, parent)}")
+    print(f"Train with: {train_command(dataset_name_or_id, name, 0, 'nnUNetTrainerDVCL', plans_identifier)}")
     return plans_file
 
 
 def _write(
-    plans_file: str, configuration: str, name: str, plans_identifier: str, assignments: list[str]
+    plans_file: str, configuration: str, name: str, plans_identifier: str, assigned: dict[str, Any]
 ) -> tuple[dict, bool]:
-    """The new configuration, and whether it replaced one. One writer at a time: each writes the whole file."""
+    """The parent's values, and whether one was replaced. One writer at a time: each writes the whole file."""
     plans = load_json(plans_file)
     check_configuration(plans_identifier, plans["configurations"], configuration)
     _check_names(plans["configurations"], configuration, name)
     parent = PlansManager(deepcopy(plans)).get_configuration(configuration).configuration
     derived = {"inherits_from": configuration}
-    for assignment in assignments:
-        key, value = _parse(assignment)
+    for key, value in assigned.items():
         _assign(derived, parent, key, value)
     _check(derived, {**parent, **derived})
 
@@ -72,7 +74,14 @@ def _write(
     plans["configurations"][name] = derived
     check_previous_stage(PlansManager(deepcopy(plans)), name)
     write_json(plans, plans_file)
-    return derived, replaced
+    return parent, replaced
+
+
+def _instead_of(key: str, value: Any, parent: dict) -> str:
+    """The parent's other value; nothing where it has none of its own, as for most of ours."""
+    for part in key.split("."):
+        parent = parent.get(part) if isinstance(parent, dict) else None
+    return "" if parent in (None, value) else f"  (there {json.dumps(parent)})"
 
 
 def _check_names(existing: dict, configuration: str, name: str) -> None:

@@ -1,9 +1,7 @@
 """``nnunet_dvcl doctor``: what would keep a training from starting, and how to mend it."""
 
-import contextlib
 import importlib
 import importlib.metadata as metadata
-import io
 import os
 import platform
 import shutil
@@ -16,6 +14,7 @@ from typing import Literal, NamedTuple
 from packaging.requirements import Requirement
 
 from nnunet_dvcl import __version__, _register
+from nnunet_dvcl.tools.quiet import quiet
 
 DISTRIBUTION = "nnunet_dvcl"
 LOW_DISK_GB = 10
@@ -84,27 +83,38 @@ def check_registration() -> Iterator[Finding]:
 
 
 def check_trainers() -> Iterator[Finding]:
-    """Does nnU-Net's own finder find each of our trainers, and is it ours?"""
+    """Does nnU-Net's own finder find our trainers, and are they ours?"""
     try:
-        from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+        from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name as find
 
         from nnunet_dvcl import trainers
     except Exception as error:
         yield Finding("FAIL", f"the trainers cannot be imported: {error!r}", "mend what this message names")
         return
-    for name in trainers.__all__:
-        try:
-            with contextlib.redirect_stdout(io.StringIO()):  # the finder tells its whole way
-                found = recursive_find_trainer_class_by_name(name)
-        except Exception as error:
-            text = f"nnU-Net does not find {name}: {type(error).__name__}: {error}"
-            yield Finding("FAIL", text, "mend the first [FAIL] above, or what the message names")
-            continue
-        if found is getattr(trainers, name):
-            yield Finding("ok", f"nnU-Net finds {found.__module__}.{name}")
-        else:
-            remedy = f"rename that class, or take its folder out of {_register.VARIABLE}"
-            yield Finding("FAIL", f"nnU-Net finds another {name} first: {found.__module__}.{name}", remedy)
+    ours = {name: getattr(trainers, name) for name in trainers.__all__ if name != "nnUNetTrainerSSL"}
+    one = "nnUNetTrainerDVCL"
+    try:
+        found = {one: find(one)}  # which takes a while, and imports all of nnU-Net's own
+        found |= {name: find(name) for name in _names_of_others(ours) - {one}}
+    except Exception as error:
+        text = f"nnU-Net does not find {one}: {type(error).__name__}: {error}"
+        yield Finding("FAIL", text, "mend the first [FAIL] above, or what the message names")
+        return
+    strangers = {name: trainer for name, trainer in found.items() if trainer is not ours[name]}
+    for name, stranger in strangers.items():
+        remedy = f"rename that class, or take its folder out of {_register.VARIABLE}"
+        yield Finding("FAIL", f"nnU-Net finds another {name} first: {stranger.__module__}.{name}", remedy)
+    if not strangers:
+        yield Finding("ok", f"nnU-Net finds all {len(ours)} trainers (listed by nnunet_dvcl trainers)")
+
+
+def _names_of_others(ours: dict[str, type]) -> set[str]:
+    """The names of our trainers that are other things in nnU-Net's trainer modules or in the user's."""
+    from nnunet_dvcl.trainers.base.external import import_external_trainers
+
+    modules = [module for name, module in sys.modules.items() if name.startswith("nnunetv2.training.nnUNetTrainer.")]
+    modules += import_external_trainers()
+    return {name for name, trainer in ours.items() for m in modules if getattr(m, name, trainer) is not trainer}
 
 
 def check_folders() -> Iterator[Finding]:
@@ -165,7 +175,9 @@ def main() -> int:
     """Print one line a finding; returns 1 when there is a ``[FAIL]``, else 0."""
     failures = 0
     for check in CHECKS:
-        for level, text, remedy in check():
+        with quiet():
+            findings = list(check())
+        for level, text, remedy in findings:
             print(f"{f'[{level}]':<6} {text}" + (f"\n       -> {remedy}" if remedy else ""), flush=True)
             failures += level == "FAIL"
     print(f"\n{failures} problem(s) would keep a training from starting." if failures else "\nReady to train.")

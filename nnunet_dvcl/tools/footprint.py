@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import closing
 from copy import deepcopy
 from decimal import Decimal
 from itertools import accumulate, repeat
@@ -16,10 +17,13 @@ import torch
 from batchgenerators.utilities.file_and_folder_operations import load_json
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
+from nnunet_dvcl.commands import dataset_number
 from nnunet_dvcl.data.folders import check_configuration, find_plans_file, num_channels
 from nnunet_dvcl.data.processes import environment_variable
 from nnunet_dvcl.errors import UserError
 from nnunet_dvcl.networks import tensors_in
+from nnunet_dvcl.progress import Progress
+from nnunet_dvcl.tools.quiet import quiet
 from nnunet_dvcl.tools.trainer_classes import find_trainer_class
 from nnunet_dvcl.trainers.base import nnUNetTrainerPlugin, nnUNetTrainerSSL
 
@@ -27,6 +31,7 @@ from nnunet_dvcl.trainers.base import nnUNetTrainerPlugin, nnUNetTrainerSSL
 # side are so small that most of a step does not grow with them; with many, they would fill a workstation.
 _FEW_VOXELS, _MANY_VOXELS = 2**8, 2**13
 GIB = 2**30
+STEPS = 3
 _UPDATE = "nnunet_dvcl: update"
 
 
@@ -52,12 +57,18 @@ class Footprint(NamedTuple):
 
 
 def estimate(
-    dataset_name_or_id: str, configuration: str, plans_identifier: str, trainer_name: str, **ssl: object
+    dataset_name_or_id: str,
+    configuration: str,
+    plans_identifier: str,
+    trainer_name: str,
+    after_step: Callable[[], object] = lambda: None,
+    **ssl: object,
 ) -> Footprint:
     """Runs steps on two small patches of noise and goes on to the plan's patch in a straight line over the voxels.
 
     The data set, its configuration, plans and trainer are named as for nnU-Net's commands; the trainer is of this
-    package or on its base. `ssl` replaces values under the configuration's key ``"ssl"``.
+    package or on its base. `after_step` is called after each of `STEPS` steps on either patch. `ssl` replaces values
+    under the configuration's key ``"ssl"``.
 
     Raises:
         UserError: no such plans, configuration or trainer, or data that are not preprocessed.
@@ -72,7 +83,7 @@ def estimate(
     if not isdir(join(dirname(plans_file), manager.data_identifier)):
         raise UserError(
             f"{dataset_name_or_id} is not preprocessed for {configuration}: run nnUNetv2_preprocess "
-            f"-d {dataset_name_or_id} -plans_name {plans_identifier} -c {configuration}."
+            f"-d {dataset_number(plans.dataset_name)} -plans_name {plans_identifier} -c {configuration}."
         )
 
     def footprint(size: list[int]) -> Footprint:
@@ -81,7 +92,7 @@ def estimate(
         resolved["configurations"][configuration] = manager.configuration | {"patch_size": size, "ssl": ssl_options}
         # a trainer makes its folder: here it is deleted afterwards
         with TemporaryDirectory() as folder, environment_variable("nnUNet_results", folder):
-            return measure(trainer_class, resolved, configuration, dataset_json)
+            return measure(trainer_class, resolved, configuration, dataset_json, after_step)
 
     patch_size = list(manager.patch_size)
     small, medium = small_patch_sizes(patch_size, manager.pool_op_kernel_sizes)
@@ -113,8 +124,10 @@ def small_patch_sizes(patch_size: list[int], strides: list[list[int]]) -> tuple[
     return few, more
 
 
-def measure(trainer_class: type, plans: dict, configuration: str, dataset_json: dict) -> Footprint:
-    """Runs three steps on noise, on the CPU. The third is measured: by then the bank and the queue hold rows."""
+def measure(
+    trainer_class: type, plans: dict, configuration: str, dataset_json: dict, after_step: Callable[[], object]
+) -> Footprint:
+    """Runs steps on noise, on the CPU. The last one is measured: by then the bank and the queue hold rows."""
 
     class Marked(trainer_class):
         def update_weights(self, loss: torch.Tensor) -> torch.Tensor:
@@ -126,10 +139,12 @@ def measure(trainer_class: type, plans: dict, configuration: str, dataset_json: 
     trainer.on_train_epoch_start()
     trainer.dataloader_unlabeled = repeat(_unlabeled_noise(trainer))
     batch = _labeled_noise(trainer)
-    for _ in range(2):
+    for _ in range(STEPS - 1):
         trainer.train_step(batch)
+        after_step()
     trainer.iteration = 0  # the first step of an epoch takes most: it looks at the gradient of each term
     trace = _profiled(lambda: trainer.train_step(batch))
+    after_step()
     begin = next(event["ts"] for event in trace if event["name"] == _UPDATE)
     held = _held_over_time(trace)
     # two peaks: each is a straight line over the voxels, their maximum is not
@@ -219,10 +234,12 @@ def _held_over_time(trace: list[dict]) -> list[tuple[Decimal, int]]:
 
 def print_estimate(dataset_name_or_id: str, configuration: str, plans_identifier: str, trainer_name: str) -> None:
     """The table of ``nnunet_dvcl memory``: as configured, and with ``sequential_twins``."""
-    arguments = (dataset_name_or_id, configuration, plans_identifier, trainer_name)
-    rows = {"as configured": estimate(*arguments)}
+    cases = {"as configured": {}}
     if len(getattr(find_trainer_class(trainer_name), "student_names", "A")) > 1:
-        rows["with ssl.sequential_twins=true"] = estimate(*arguments, sequential_twins=True)
+        cases["with ssl.sequential_twins=true"] = {"sequential_twins": True}
+    with closing(Progress("Steps on small patches", 2 * STEPS * len(cases), "step")) as progress, quiet():
+        given = dataset_name_or_id, configuration, plans_identifier, trainer_name, progress.advance
+        rows = {name: estimate(*given, **ssl) for name, ssl in cases.items()}
     print(f"{trainer_name}, {configuration}, GiB:")
     print(f"{'':32}{'held':>8}{'a step':>8}{'float32':>9}{'AMP, about':>12}")
     for name, needed in rows.items():

@@ -13,6 +13,7 @@ from batchgenerators.utilities.file_and_folder_operations import load_json
 from nnunetv2.paths import nnUNet_results
 from nnunetv2.utilities.file_path_utilities import convert_identifier_to_trainer_plans_config, get_output_folder
 
+from nnunet_dvcl.commands import train_command
 from nnunet_dvcl.data.folders import find_plans_file
 from nnunet_dvcl.errors import UserError
 
@@ -85,10 +86,9 @@ def find_trained(dataset_name_or_id: str, trainer: str, plans: str, configuratio
         raise UserError("The environment variable nnUNet_results is not set. Let it name the folder of trained models.")
     trained = TrainedFold.at(get_output_folder(dataset, trainer, plans, configuration, fold))
     if trained.newest_checkpoint() is None:
-        options = "" if plans == "nnUNetPlans" else f" -p {plans}"
         raise UserError(
             f"{trained.folder} has no checkpoint: train {trainer} first, with "
-            f"nnUNetv2_train {dataset_name_or_id} {configuration} {fold} -tr {trainer}{options}"
+            f"{train_command(dataset_name_or_id, configuration, fold, trainer, plans)}"
         )
     return trained
 

@@ -49,5 +49,5 @@ def predict_next_stage(
     predictor.initialize_from_trained_model_folder(dirname(trained.folder), (trained.fold,), name)
     # as they are now: the next stage may be younger than the plans that lie beside the model
     predictor.plans_manager = plans_manager
-    uses_folder = find_trainer_class(trainer).uses_unlabeled_folder
-    return predict_unlabeled(predictor, trainer, configuration, trained.fold, num_processes, print, uses_folder)
+    read_options = find_trainer_class(trainer).config_class.from_plans
+    return predict_unlabeled(predictor, trainer, configuration, trained.fold, num_processes, print, read_options)

@@ -2,10 +2,14 @@
 
 from nnunet_dvcl.trainers.base.lengths import trainer_of_length
 from nnunet_dvcl.trainers.base.nnUNetTrainerSSL import nnUNetTrainerSSL
+from nnunet_dvcl.trainers.nnUNetTrainerBaCon import nnUNetTrainerBaCon
+from nnunet_dvcl.trainers.nnUNetTrainerCCL import nnUNetTrainerCCL
 from nnunet_dvcl.trainers.nnUNetTrainerCL_VCL import nnUNetTrainerCL_VCL
+from nnunet_dvcl.trainers.nnUNetTrainerCLD import nnUNetTrainerCLD
 from nnunet_dvcl.trainers.nnUNetTrainerCPS import nnUNetTrainerCPS
 from nnunet_dvcl.trainers.nnUNetTrainerCPS_HqCL import nnUNetTrainerCPS_HqCL
 from nnunet_dvcl.trainers.nnUNetTrainerDAN import nnUNetTrainerDAN
+from nnunet_dvcl.trainers.nnUNetTrainerDHC import nnUNetTrainerDHC
 from nnunet_dvcl.trainers.nnUNetTrainerDTC import nnUNetTrainerDTC
 from nnunet_dvcl.trainers.nnUNetTrainerDVCL import (
     nnUNetTrainerDVCL,
@@ -28,11 +32,14 @@ from nnunet_dvcl.trainers.nnUNetTrainerDVCL_SameView import (
     nnUNetTrainerCPS_SameView,
     nnUNetTrainerDVCL_SameView,
 )
+from nnunet_dvcl.trainers.nnUNetTrainerMagicNet import nnUNetTrainerMagicNet
 from nnunet_dvcl.trainers.nnUNetTrainerMT import nnUNetTrainerMT
 from nnunet_dvcl.trainers.nnUNetTrainerMT_WeakStrong import nnUNetTrainerMT_WeakStrong
 from nnunet_dvcl.trainers.nnUNetTrainerSASSNet import nnUNetTrainerSASSNet
 from nnunet_dvcl.trainers.nnUNetTrainerSupervised import nnUNetTrainerSupervised
+from nnunet_dvcl.trainers.nnUNetTrainerU2PL import nnUNetTrainerU2PL
 from nnunet_dvcl.trainers.nnUNetTrainerUAMT import nnUNetTrainerUAMT
+from nnunet_dvcl.trainers.nnUNetTrainerUGPCL import nnUNetTrainerUGPCL
 
 __all__ = sorted(
     name for name, value in globals().items() if name.startswith("nnUNetTrainer") and isinstance(value, type)

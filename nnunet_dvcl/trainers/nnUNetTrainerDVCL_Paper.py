@@ -14,7 +14,7 @@ from torch import nn
 
 from nnunet_dvcl.data import with_own_random_numbers
 from nnunet_dvcl.options import Count, Positive
-from nnunet_dvcl.trainers.base import Preset, TrainingConfig, nnUNetTrainerPlugin
+from nnunet_dvcl.trainers.base import Passes, Preset, TrainingConfig, nnUNetTrainerPlugin
 from nnunet_dvcl.trainers.base.step import SUPERVISED_SCALE
 from nnunet_dvcl.trainers.nnUNetTrainerCPS import nnUNetTrainerCPS
 from nnunet_dvcl.trainers.nnUNetTrainerDVCL import nnUNetTrainerDVCL
@@ -126,6 +126,7 @@ class nnUNetTrainerCPS_Paper(nnUNetTrainerCPS, PaperProtocol):
 
     config_class: ClassVar[type[PaperCPSConfig]] = PaperCPSConfig
     config: PaperCPSConfig
+    passes = Passes(trained=2)
 
 
 class nnUNetTrainerDVCL_Paper(nnUNetTrainerDVCL, PaperProtocol):
@@ -133,3 +134,4 @@ class nnUNetTrainerDVCL_Paper(nnUNetTrainerDVCL, PaperProtocol):
 
     config_class: ClassVar[type[PaperDVCLConfig]] = PaperDVCLConfig
     config: PaperDVCLConfig
+    passes = Passes(trained=2)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from nnunet_dvcl.options import Share, Weight, choice
-from nnunet_dvcl.trainers.base import PseudoLabelsConfig
+from nnunet_dvcl.trainers.base import Passes, PseudoLabelsConfig
 from nnunet_dvcl.trainers.nnUNetTrainerCPS import CPSConfig, nnUNetTrainerCPS
 from nnunet_dvcl.trainers.nnUNetTrainerCPS_HqCL import HqCLConfig, nnUNetTrainerCPS_HqCL
 from nnunet_dvcl.trainers.nnUNetTrainerDVCL import DVCLConfig, nnUNetTrainerDVCL
@@ -38,15 +38,18 @@ class nnUNetTrainerCPS_SameView(nnUNetTrainerCPS):
     """CPS with the paper's views and weights: row 1 of Table 2."""
 
     config_class: ClassVar[type[CPSSameViewConfig]] = CPSSameViewConfig
+    passes = Passes(trained=2)
 
 
 class nnUNetTrainerCPS_HqCL_SameView(nnUNetTrainerCPS_HqCL):
     """CPS and HqCL with the paper's views and weights: row 2 of Table 2."""
 
     config_class: ClassVar[type[HqCLSameViewConfig]] = HqCLSameViewConfig
+    passes = Passes(trained=2)
 
 
 class nnUNetTrainerDVCL_SameView(nnUNetTrainerDVCL):
     """DVCL with the paper's views and weights: row 5 of Table 2."""
 
     config_class: ClassVar[type[DVCLSameViewConfig]] = DVCLSameViewConfig
+    passes = Passes(trained=2)

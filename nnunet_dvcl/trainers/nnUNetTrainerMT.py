@@ -11,7 +11,7 @@ from nnunet_dvcl import distributed
 from nnunet_dvcl.data.folders import num_channels
 from nnunet_dvcl.losses import consistency
 from nnunet_dvcl.options import Weight
-from nnunet_dvcl.trainers.base import EMATeacher, EMATeacherConfig, Reach, Step, Term, nnUNetTrainerSSL
+from nnunet_dvcl.trainers.base import EMATeacher, EMATeacherConfig, Passes, Reach, Step, Term, nnUNetTrainerSSL
 
 
 class MTConfig(EMATeacherConfig):
@@ -26,6 +26,7 @@ class nnUNetTrainerMT(EMATeacher, nnUNetTrainerSSL):
     config_class: ClassVar[type[MTConfig]] = MTConfig
     config: MTConfig
     reaches = {"consistency": Reach.of("A", "unlabeled")}
+    passes = Passes(trained=1, forward=0.5)
 
     def ssl_terms(self, step: Step) -> dict[str, Term]:
         image = step.unlabeled_patches(step.views["A"])

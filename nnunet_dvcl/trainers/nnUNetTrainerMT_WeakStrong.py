@@ -11,6 +11,7 @@ from nnunet_dvcl.trainers.base import (
     EMATeacher,
     EMATeacherConfig,
     Output,
+    Passes,
     PseudoLabels,
     PseudoLabelsConfig,
     Reach,
@@ -30,6 +31,7 @@ class nnUNetTrainerMT_WeakStrong(PseudoLabels, EMATeacher, nnUNetTrainerSSL):
     config_class: ClassVar[type[MTWeakStrongConfig]] = MTWeakStrongConfig
     config: MTWeakStrongConfig
     reaches = {"pseudo_labels": Reach.of("A", "unlabeled")}
+    passes = Passes(trained=1, forward=0.5)
 
     def teachers(self) -> dict[str, Callable[[Tensor], Output]]:
         return {"A": self.teach}

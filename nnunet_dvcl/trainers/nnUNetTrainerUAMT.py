@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from nnunet_dvcl.losses import voxel_entropy
 from nnunet_dvcl.networks import drop_channels
 from nnunet_dvcl.options import Count, Share, option
-from nnunet_dvcl.trainers.base import Panel, Step
+from nnunet_dvcl.trainers.base import Panel, Passes, Step
 from nnunet_dvcl.trainers.nnUNetTrainerMT import MTConfig, nnUNetTrainerMT
 
 
@@ -28,6 +28,7 @@ class nnUNetTrainerUAMT(nnUNetTrainerMT):
     config_class: ClassVar[type[UAMTConfig]] = UAMTConfig
     config: UAMTConfig
     panels = (Panel("share of unlabeled voxels", "share", ("certain",)),)
+    passes = Passes(trained=1, forward=4.5)  # nine runs of the teacher, unlabeled patches alone
 
     def build_memory(self) -> dict[str, nn.Module]:
         memory = super().build_memory()

@@ -346,7 +346,7 @@ def test_a_missing_unlabeled_case(build_trainer, predicted, tiny, missing):
         f"1 of 5 unlabeled cases have no prediction of 3d_lowres_tiny that fits them in {of_unlabeled(tiny)}" in message
     )
     assert f"  - {missing}\n" in message
-    assert f"nnUNetv2_train {tiny.name} 3d_lowres_tiny 0 -tr nnUNetTrainerDVCL\n" in message
+    assert f"nnUNetv2_train {tiny.name} 3d_lowres_tiny 0 -tr nnUNetTrainerDVCL -device cpu\n" in message
     command = f"nnunet_dvcl predict-next-stage -d {tiny.name} -c 3d_lowres_tiny -f 0 -tr nnUNetTrainerDVCL"
     assert message.endswith(command)
 

@@ -4,7 +4,7 @@ import shutil
 import pytest
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 
-from nnunet_dvcl.data import get_unlabeled_dataset
+from nnunet_dvcl.data import get_unlabeled_dataset, preprocess_unlabeled
 from nnunet_dvcl.errors import UserError
 
 WITHHELD = {"train": ["case_0", "case_1"], "val": ["case_5"], "unlabeled": ["case_3", "case_2"]}
@@ -56,6 +56,24 @@ def test_the_folder_may_be_left_out(tiny_dataset, get):
         UserError, match=r"ssl\.unlabeled_folder is false, so the scans of imagesTr_unlabeled do not count"
     ):
         get("all", use_folder=False)
+
+
+@pytest.mark.parametrize("name", ["imagesTr_unlabelled", "imagesUnlabeled", "imagesTr-unlabeled", "imagesUn_labeled"])
+@pytest.mark.parametrize("there", [False, True])
+def test_a_folder_of_another_name_is_pointed_out(tiny_dataset, get, name, there):
+    tiny_dataset.images.rename(tiny_dataset.raw / name)
+    if there:
+        tiny_dataset.images.mkdir()
+    sentence = f"There is {tiny_dataset.raw / name}: was it meant? Rename it to imagesTr_unlabeled."
+    with pytest.raises(UserError) as error:
+        get()
+    assert sentence in str(error.value)
+    with pytest.raises(UserError) as error:
+        preprocess_unlabeled("901", "3d_tiny", num_processes=1)
+    assert str(error.value).endswith(sentence)
+    tiny_dataset.write_splits(WITHHELD)
+    get()
+    assert f"WARNING: no scan of imagesTr_unlabeled. {sentence}" in get.log
 
 
 def test_preprocessed_once(get):

@@ -36,7 +36,11 @@ METHODS = (
     *("CPS", "CPS_HqCL", "DVCL", "CL_VCL"),
     *("DVCL_InfoNCE", "DVCL_SimCLR", "DVCL_NNCLR", "DVCL_SNCLR", "DVCL_LogLikelihood_SNCLRWeights"),
 )
-OTHERS = ("MT", "UAMT", "DAN", "DTC", "SASSNet")
+OTHERS = ("MT", "UAMT", "DAN", "DTC", "SASSNet", "CLD", "DHC", "U2PL", "CCL", "UGPCL", "BaCon")
+ON_CPS = ("U2PL", "CCL", "UGPCL", "BaCon")  # once more on their other host
+# draws that take everything of one network
+OF_ONE_NETWORK = {"num_anchors": 640, "num_negatives": 2600, "contrastive_start": 0.0}
+OF_TWO_SIDES = {"num_anchors": 1280, "bank_capacity": 8}  # half of the anchors of each side; a mean a step
 # nor to rounding, which a steep surface makes larger
 WITHOUT_CHANCE = {
     "teacher_noise": 0.0,
@@ -44,10 +48,11 @@ WITHOUT_CHANCE = {
     "certain_entropy": 0.95,
     "adversary_dropout": 0.0,
     "steepness": 10.0,
+    "sampling_power": 0.0,
 }
 WITHOUT_DEEP_SUPERVISION = ("CPS_Paper", "DVCL_Paper", "DVCL_noDS")
 # a gradient that is missing is found out in the second step; those of METHODS and "two steps" do the same
-TWICE = ("CPS", "CPS_HqCL", "DVCL_SimCLR", "CL_VCL", "DVCL_noQDS", "DVCL_noNPS", *WITHOUT_DEEP_SUPERVISION)
+TWICE = ("MagicNet", "CPS", "CPS_HqCL", "DVCL_SimCLR", "CL_VCL", "DVCL_noQDS", "DVCL_noNPS", *WITHOUT_DEEP_SUPERVISION)
 CLASSES = torch.tensor([0] * 40 + [1] * 8 + [0] * 40 + [-1] * 32 + [2] * 4 + [1] * 4)
 
 
@@ -73,8 +78,11 @@ def on_given_batches(mode: str, tiny) -> Jobs:
         return jobs
     jobs = {name: ("train", {"given": given(tiny, name, **EVERYTHING), "batches": batches[:1]}) for name in METHODS}
     for name in OTHERS:
-        ssl = EVERYTHING | WITHOUT_CHANCE
+        ssl = EVERYTHING | WITHOUT_CHANCE | _of_contrast(name)
         jobs[name] = ("train", {"given": given(tiny, name, **ssl), "batches": _batches(tiny, 3, name)})
+    for name in ON_CPS:
+        ssl = EVERYTHING | WITHOUT_CHANCE | _of_contrast(name) | {"host": "cps"}
+        jobs[f"{name} on CPS"] = ("train", {"given": given(tiny, name, **ssl), "batches": batches})
     jobs["two steps"] = ("train", {"given": given(tiny, "DVCL", **EVERYTHING), "batches": batches})
     sequential = EVERYTHING | {"sequential_twins": True}
     jobs["sequential"] = ("train", {"given": given(tiny, "DVCL_SimCLR", **sequential), "batches": batches[:1] * 2})
@@ -101,9 +109,17 @@ def on_given_batches(mode: str, tiny) -> Jobs:
     for name in TWICE:
         deep_supervision = name not in WITHOUT_DEEP_SUPERVISION
         of_trainer = batches if deep_supervision else [(_full_resolution(one), two) for one, two in batches]
-        jobs[f"{name}, twice"] = ("train", {"given": given(tiny, name, **EVERYTHING), "batches": of_trainer})
+        arguments = given(tiny, name, **EVERYTHING)
+        arguments["plans"]["configurations"]["2d_tiny"]["patch_size"] = [8, 16]  # as the batches; MagicNet cuts it
+        jobs[f"{name}, twice"] = ("train", {"given": arguments, "batches": of_trainer})
     jobs["draws"] = ("draws", {"classes": CLASSES, "per_class": 6, "repeat": 400})
     return jobs
+
+
+def _of_contrast(name: str) -> dict[str, Any]:
+    if name not in ON_CPS:
+        return {}
+    return OF_ONE_NETWORK | (OF_TWO_SIDES if name == "UGPCL" else {})
 
 
 def of_two_ranks_alone(tiny) -> Jobs:

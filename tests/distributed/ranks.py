@@ -225,6 +225,9 @@ def arithmetic() -> dict[str, Any]:
     rows = torch.full((3, 3), float(rank), requires_grad=True)
     merged, merged_mask = distributed.merge_rows(rows, torch.tensor([False, rank == 1, rank == 1]))
     (merged * torch.arange(3)[:, None]).sum().backward()
+    summed = torch.tensor([rank + 1.0, 10.0], requires_grad=True)
+    merged_sums = distributed.merge_sums(summed)
+    (merged_sums * torch.tensor([3.0, 4.0])).sum().backward()
     part = torch.tensor([rank + 1.0, 10.0])
     with distributed.single_rank():
         alone = {"total": distributed.total(part), "ranks": (distributed.world_size(), distributed.rank())}
@@ -241,6 +244,8 @@ def arithmetic() -> dict[str, Any]:
         "merged": merged.detach(),
         "merged_mask": merged_mask,
         "gradient": rows.grad,
+        "merged_sums": merged_sums.detach(),
+        "gradient_of_sums": summed.grad,
         "shares": [distributed.local_batch_size(size) for size in (2, 3, 5)],
         "objects": distributed.gather_objects({"rank": rank}),
     }

@@ -41,6 +41,13 @@ def test_rows_are_merged_with_their_gradient(of_rank):
     assert found["gradient"].tolist() == ([[0, 0, 0]] * 3, [[0, 0, 0], [2, 2, 2], [4, 4, 4]])[rank]
 
 
+def test_sums_are_merged_with_their_gradient(of_rank):
+    """Each rank asks once for it, which the mean of DDP makes one."""
+    _, found = of_rank
+    assert found["merged_sums"].tolist() == [3, 20]
+    assert found["gradient_of_sums"].tolist() == [6, 8]
+
+
 def test_one_rank_communicates_nothing():
     values = torch.tensor([1.0, 2.0])
     assert (distributed.world_size(), distributed.rank(), distributed.local_batch_size(5)) == (1, 0, 5)
@@ -48,6 +55,7 @@ def test_one_rank_communicates_nothing():
     assert distributed.mean(values) is values
     assert distributed.gather(values).tolist() == [[1, 2]]
     assert distributed.gather_objects("x") == ["x"]
+    assert distributed.merge_sums(values) is values
     rows, is_local = torch.randn(2, 3, 4), torch.rand(2, 3) > 0.5
     table, mask = distributed.merge_rows(rows, is_local)
     assert table is rows

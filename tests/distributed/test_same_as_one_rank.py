@@ -4,16 +4,18 @@ import math
 
 import pytest
 import torch
-from jobs import METHODS, OTHERS, TWICE, WITHOUT_DEEP_SUPERVISION
+from jobs import METHODS, ON_CPS, OTHERS, TWICE, WITHOUT_DEEP_SUPERVISION
 from torch import Tensor
 
 from nnunet_dvcl import trainers
 
 PADDED = tuple(f"{name}, rank 1 has padding alone" for name in ("DVCL", "DVCL_SimCLR", "CL_VCL"))
+OF_HOSTS = tuple(f"{name} on CPS" for name in ON_CPS)
 IGNORE = ("ignore", "rank 1 has no voxel")
 JOBS = (
     *METHODS,
     *OTHERS,
+    *OF_HOSTS,
     "weak and strong",
     "AllParts",
     *PADDED,
@@ -24,7 +26,7 @@ JOBS = (
     "regions",
     *IGNORE,
 )
-AFTER_A_STEP = (*OTHERS, "AllParts", "two steps", "compiled", "rank 1 has no voxel")
+AFTER_A_STEP = (*OTHERS, *OF_HOSTS, "AllParts", "two steps", "compiled", "rank 1 has no voxel")
 every_job = pytest.mark.parametrize("job", JOBS)
 # Which candidates are the K nearest and farthest is a matter of rounding where two are almost equally far: these
 # shares, and the loss of predictions of such candidates, can differ a little. Nothing else depends on it.
@@ -134,7 +136,7 @@ def test_a_rank_without_any_voxel_trains_with_the_other(results):
 def test_every_term_takes_part(results):
     for job in JOBS:
         for output in results.one[job]["outputs"]:
-            terms = ("cps", "hqcl", "dvcl")
+            terms = ("cps", "hqcl", "dvcl", "pseudo_labels", "contrast")
             assert all(output[term] != 0 and math.isfinite(output[term]) for term in terms if term in output), job
 
 
@@ -144,10 +146,13 @@ def test_every_term_takes_part(results):
         ("AllParts", {"adversary", "teacher"}),
         *((name, {"teacher"}) for name in ("MT", "UAMT")),
         *((name, {"adversary"}) for name in ("DAN", "SASSNet")),
+        ("CCL", {"teacher"}),
+        ("CLD", {"class_shares", "confidence_A", "confidence_B"}),
+        ("DHC", {"class_shares", "difficulty"}),
     ],
 )
-def test_adversary_and_teacher_are_those_of_one_rank(results, job, parts):
-    """It sees two labeled and three unlabeled patches, which the ranks have in unequal parts."""
+def test_what_other_methods_remember_is_that_of_one_rank(results, job, parts):
+    """An adversary sees two labeled and three unlabeled patches, which the ranks have in unequal parts."""
     expected = results.one[job]["memory"]
     for rank in results.two:
         for name, value in rank[job]["memory"].items():

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -115,6 +116,17 @@ def _untrained(_tiny_original, tmp_path_factory) -> Commands:
 def regions_and_ignore(tiny_originals, tmp_path: Path) -> Commands:
     """A data set with regions and an ignore label, with 2d_short configured."""
     return _copy_to_train(tiny_originals("regions + ignore"), tmp_path / "regions")
+
+
+@pytest.fixture
+def without_data(tmp_path: Path) -> Commands:
+    """nnU-Net's folders, empty, and the commands of this checkout on a CPU."""
+    folders = {name: str(tmp_path / name) for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")}
+    for folder in folders.values():
+        os.mkdir(folder)
+    # nnU-Net's planner takes the number of workers for torch's number of threads, which cannot be 0
+    variables = {"nnUNet_n_proc_DA": "1", "nnUNet_compile": "f", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
+    return Commands(SimpleNamespace(root=tmp_path, env=folders), variables)
 
 
 @pytest.fixture(scope="session")

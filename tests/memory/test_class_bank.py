@@ -121,3 +121,15 @@ def test_a_row_that_is_not_finite_is_ignored(value):
     bank.push(features, labels)
     without.push(features[[0, 2]], labels[[0, 2]])
     assert all(torch.equal(row, without.state_dict()[key]) for key, row in bank.state_dict().items())
+
+
+def test_rows_are_those_of_each_class_and_which_are_filled():
+    bank = ClassBank(3, 4, 2)
+    features, classes = numbered(1, [0, 2, 2, 0, 0, 0, 0])
+    bank.push(features, classes)
+    rows, filled = bank.rows()
+    assert rows.shape == (3, 4, 2)
+    assert filled.sum(1).tolist() == [4, 0, 2]
+    assert sorted(rows[0][filled[0]][:, 0].tolist()) == [4, 5, 6, 7]
+    assert sorted(rows[2][filled[2]][:, 0].tolist()) == [2, 3]
+    assert not rows.requires_grad

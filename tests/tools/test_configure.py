@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from nnunet_dvcl.cascade.previous_stage import next_stages
+from nnunet_dvcl.commands import train_command
 from nnunet_dvcl.errors import UserError
 from nnunet_dvcl.files import visible_files
 from nnunet_dvcl.tools.configure import configure
@@ -111,9 +112,33 @@ def test_writing_again_replaces(write, capsys):
     assert "Replaced configuration own" in capsys.readouterr().out
 
 
-def test_the_next_command_is_printed(write, capsys):
+def test_what_changed_is_printed_and_nothing_else(write, capsys, plans_file):
+    """Not the whole architecture, which is written with a part of it."""
+    write("batch_size=9", "architecture.arch_kwargs.features_per_stage=[2, 4, 6]", "ssl.seed=1", "batch_size=3")
+    assert capsys.readouterr().out.splitlines() == [
+        f"Wrote configuration own in {plans_file}: 3d_tiny with",
+        "  batch_size=3  (there 2)",
+        "  architecture.arch_kwargs.features_per_stage=[2, 4, 6]  (there [4, 8, 16])",
+        "  ssl.seed=1",
+        f"Train with: {train_command('901', 'own', 0, 'nnUNetTrainerDVCL', 'nnUNetPlans')}",
+    ]
+
+
+@pytest.mark.parametrize("plans", ["nnUNetPlans", "OtherPlans"])
+@pytest.mark.parametrize("gpu", [False, True])
+def test_the_printed_command_trains_what_was_configured(
+    write, plans_file, capsys, monkeypatch, nnunet_trains, plans, gpu
+):
+    """Plans of another name may have a configuration of this one too: it would be trained, silently."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
     write("batch_size=3")
-    assert "nnUNetv2_train 901 own 0 -tr nnUNetTrainerDVCL" in capsys.readouterr().out
+    plans_file.with_name("OtherPlans.json").write_text(plans_file.read_text())
+    configure("901", "3d_tiny", "own", plans, ["batch_size=4"])
+    line = capsys.readouterr().out.splitlines()[-1].removeprefix("Train with: ")
+    trained = nnunet_trains(line)
+    names = ("dataset_name_or_id", "configuration", "fold", "trainer_class_name", "plans_identifier")
+    assert [trained[name] for name in names] == ["901", "own", "0", "nnUNetTrainerDVCL", plans]
+    assert trained["device"] == torch.device("cuda" if gpu else "cpu")
 
 
 def test_several_at_once_lose_nothing(tiny_dataset, plans_file):
@@ -327,7 +352,7 @@ def test_the_command_line(tiny_dataset):
     command = [sys.executable, "-c", main, "configure", "-d", "901", "-c", "3d_tiny", "--name", "own"]
     options = {"capture_output": True, "text": True, "cwd": Path(__file__).parents[2]}
     done = subprocess.run([*command, "batch_size=3", "ssl.num_epochs=20"], **options, check=True)
-    assert '"num_epochs": 20' in done.stdout
+    assert "ssl.num_epochs=20" in done.stdout
     assert json.loads((tiny_dataset.preprocessed / "nnUNetPlans.json").read_text())["configurations"]["own"]
     failed = subprocess.run([*command, "batch_sise=3"], **options)
     assert failed.returncode == 1

@@ -2,13 +2,17 @@
 
 import sys
 import tempfile
+import warnings
 from collections import namedtuple
 
 import pytest
+from nnunetv2.training.nnUNetTrainer import nnUNetTrainer as nnUNetTrainer_module
+from nnunetv2.utilities import find_objects
 
-from nnunet_dvcl import _register
+from nnunet_dvcl import _register, trainers
 from nnunet_dvcl.tools import doctor
 from nnunet_dvcl.tools.doctor import Finding
+from nnunet_dvcl.trainers.base.external import import_external_trainers
 
 FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
 
@@ -89,28 +93,47 @@ class TestRegistration:
 
 
 class TestTrainers:
-    def test_found_and_ours(self, monkeypatch, capsys):
+    @pytest.fixture(autouse=True)
+    def external_trainers_anew(self):
+        import_external_trainers.cache_clear()
+        yield
+        import_external_trainers.cache_clear()
+
+    def test_found_and_ours_is_one_line(self, monkeypatch, capsys):
         monkeypatch.setenv(_register.VARIABLE, _register.FOLDER)
-        findings = list(doctor.check_trainers())
-        assert set(levels(findings)) == {"ok"}
-        assert any("nnUNetTrainerDVCL" in finding.text for finding in findings)
-        assert capsys.readouterr().out == ""
+        monkeypatch.setattr(doctor, "CHECKS", [doctor.check_trainers])
+        assert doctor.main() == 0
+        expected = f"[ok]   nnU-Net finds all {len(trainers.__all__) - 1} trainers (listed by nnunet_dvcl trainers)"
+        assert capsys.readouterr().out == f"{expected}\n\nReady to train.\n"
+
+    def test_the_slow_finder_is_asked_once(self, monkeypatch):
+        monkeypatch.setenv(_register.VARIABLE, _register.FOLDER)
+        asked, find = [], find_objects.recursive_find_trainer_class_by_name
+        monkeypatch.setattr(
+            find_objects, "recursive_find_trainer_class_by_name", lambda name: asked.append(name) or find(name)
+        )
+        assert levels(doctor.check_trainers()) == ["ok"]
+        assert len(asked) == 1
 
     def test_not_found(self, monkeypatch):
         monkeypatch.delenv(_register.VARIABLE, raising=False)
-        findings = list(doctor.check_trainers())
-        assert set(levels(findings)) == {"FAIL"}
-        assert "does not find" in findings[0].text
+        assert "does not find" in only_failure(doctor.check_trainers()).text
 
-    def test_hidden_by_another_class_of_the_same_name(self, monkeypatch, tmp_path):
+    @pytest.mark.parametrize("name", ["nnUNetTrainerDVCL", "nnUNetTrainerMT"])
+    def test_hidden_by_another_class_of_the_same_name(self, name, monkeypatch, tmp_path):
         (tmp_path / "own_trainer.py").write_text(
             "from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer\n"
-            "class nnUNetTrainerDVCL(nnUNetTrainer): pass\n"
+            f"class {name}(nnUNetTrainer): pass\n"
         )
         monkeypatch.setenv(_register.VARIABLE, str(tmp_path))
         _register.register()
         failure = only_failure(doctor.check_trainers())
-        assert "own_trainer.nnUNetTrainerDVCL" in failure.text
+        assert f"own_trainer.{name}" in failure.text
+
+    def test_hidden_by_one_of_nnunets(self, monkeypatch):
+        monkeypatch.setenv(_register.VARIABLE, _register.FOLDER)
+        monkeypatch.setattr(nnUNetTrainer_module, "nnUNetTrainerMT", nnUNetTrainer_module.nnUNetTrainer, raising=False)
+        assert "finds another nnUNetTrainerMT first" in only_failure(doctor.check_trainers()).text
 
     def test_not_importable(self, monkeypatch):
         monkeypatch.setitem(sys.modules, "nnunet_dvcl.trainers", None)
@@ -200,6 +223,17 @@ class TestReport:
     def test_a_warning_exits_0(self, monkeypatch, capsys):
         assert self.report(monkeypatch, Finding("warn", "slow", "buy a GPU")) == 0
         assert "[warn] slow" in capsys.readouterr().out
+
+    def test_what_others_print_and_warn_of_is_not_shown(self, monkeypatch, capsys, recwarn):
+        def noisy():
+            print("nnUNet_raw is not defined")
+            warnings.warn("`torch.jit.interface` is deprecated", FutureWarning, stacklevel=1)
+            yield Finding("ok", "fine")
+
+        monkeypatch.setattr(doctor, "CHECKS", [noisy])
+        assert doctor.main() == 0
+        assert capsys.readouterr() == ("[ok]   fine\n\nReady to train.\n", "")
+        assert not recwarn
 
     def test_every_check_is_called(self):
         checks = {value for name, value in vars(doctor).items() if name.startswith("check_")}

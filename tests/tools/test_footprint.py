@@ -4,8 +4,10 @@ import gc
 import json
 import math
 import os
+import re
 import shutil
 import statistics
+import sys
 
 import pytest
 import torch
@@ -54,7 +56,7 @@ def test_each_peak_goes_on_in_its_own_line(tiny_dataset, monkeypatch):
     """On small patches the loss takes more, on the plan's patch the update."""
     _with_patch(tiny_dataset, "3d_tiny", [32, 32, 24])
 
-    def measure(trainer_class, plans, configuration, dataset_json):
+    def measure(trainer_class, plans, configuration, dataset_json, after_step):
         voxels = math.prod(plans["configurations"][configuration]["patch_size"])
         return Footprint(5, 10_000 + voxels, 3 * voxels)
 
@@ -113,9 +115,22 @@ def test_nothing_is_left_behind_and_the_table_is_told(tiny_dataset, capsys):
     assert main(["memory", "-d", "901", "-c", "2d_tiny"]) == 0
     assert sorted(tiny_dataset.root.rglob("*")) == before
     assert dict(os.environ) == environment
-    out = capsys.readouterr().out
-    assert "as configured" in out
-    assert "with ssl.sequential_twins=true" in out
+    assert [line[:29] for line in capsys.readouterr().out.splitlines()] == [
+        "nnUNetTrainerDVCL, 2d_tiny, G",
+        " " * 29,
+        "as configured".ljust(29),
+        "with ssl.sequential_twins=tru",
+        "A CPU trains in float32. On a",
+    ]
+
+
+def test_it_shows_how_far_it_is(tiny_dataset, capsys, monkeypatch):
+    """On a GPU's plans it takes minutes."""
+    _with_patch(tiny_dataset, "2d_tiny", [64, 64])
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    assert main(["memory", "-d", "901", "-c", "2d_tiny"]) == 0
+    err = capsys.readouterr().err
+    assert re.findall(r"Steps on small patches: .*?(\d+/\d+)", err)[-1] == "12/12"
 
 
 @pytest.mark.parametrize(

@@ -125,6 +125,18 @@ def test_scalars_of_numpy_1_and_2_are_read(checkpoint, file):
         assert read_plain(file)["_best_ema"] == np.float32(0.375)
 
 
+def test_a_models_folder_shows_the_newest_checkpoint_of_each_fold(checkpoint, train, capsys):
+    model = train(content=checkpoint, checkpoint="checkpoint_best.pth")
+    train(content=checkpoint | {"current_epoch": 7}, checkpoint="checkpoint_latest.pth")
+    train(content=checkpoint, fold=1)
+    files = [f"{model}/fold_0/checkpoint_latest.pth", f"{model}/fold_1/checkpoint_final.pth"]
+    for folder, shown in ((model, files), (model / "fold_1", files[1:])):
+        assert main(["inspect", str(folder)]) == 0
+        assert [line for line in capsys.readouterr().out.splitlines() if line.startswith(str(model))] == shown
+    assert main(["inspect", str(model.parent)]) == 1
+    assert "has no checkpoint" in capsys.readouterr().err
+
+
 class Attack:
     def __init__(self, call, *arguments):
         self.call = call, arguments

@@ -14,6 +14,10 @@ def test_every_trainer_has_a_line_of_its_own(capsys):
     summaries = {name: lines[lines.index(name) + 1].strip() for name in TRAINING}
     assert all(summary.endswith(".") and len(summary) > 20 for summary in summaries.values())
     assert len(set(summaries.values())) == len(TRAINING)
+    costs = {name: lines[lines.index(name) + 2].strip() for name in TRAINING}
+    assert costs["nnUNetTrainerSupervised"] == "A step takes as long as nnU-Net's."
+    assert costs["nnUNetTrainerCPS"].startswith("A step takes about 4.7 of nnU-Net's: 2 trained and 1 forward passes")
+    assert costs["nnUNetTrainerDAN"].startswith("A step takes about 2.0 of nnU-Net's: 1 trained pass over twice")
     assert "nnUNetTrainerSSL" not in lines
     assert "nnUNetTrainerDVCL_20epochs" in lines[-1]
 

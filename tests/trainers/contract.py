@@ -17,7 +17,13 @@ from torch import Tensor, nn
 from nnunet_dvcl.networks import full_resolution, unwrap
 
 STEPS = 25
-SHORT = SMALL | {"initial_lr": 0.02, "num_iterations_per_epoch": STEPS, "validation_voxels": 200}
+SHORT = SMALL | {
+    "initial_lr": 0.02,
+    "num_iterations_per_epoch": STEPS,
+    "validation_voxels": 200,
+    "contrastive_start": 0.0,
+    "confidence": 0.7,
+}
 """The first of two epochs is trained; the second is where a resumed training goes on."""
 
 Build = Callable[..., nnUNetTrainer]

@@ -21,7 +21,7 @@ def noise_step(trainer, progress: float = 0.5, ignored_rows: int = 0) -> Step:
     step = Step(torch.randn(4, channels, *space), target, valid, progress, trainer.labels)
     step.ignored_as_unlabeled = ignored_rows > 0 and trainer.config.ignored_as_unlabeled
     step.views = trainer.views(step)
-    for name, network in trainer.students().items():
-        step.outputs[name] = ready_to_gather(network(step.views[name]))
+    for name in trainer.student_names:
+        step.outputs[name] = ready_to_gather(trainer.forward(name, step.views[name]))
     trainer.after_forward(step)
     return step

@@ -72,7 +72,7 @@ def test_networks_are_one_graph_and_compiled_once(start, monkeypatch, backend, c
     torch.testing.assert_close(*trained, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["UAMT", "SASSNet"])
+@pytest.mark.parametrize("name", ["UAMT", "SASSNet", "CLD", "MagicNet", "U2PL", "CCL", "UGPCL", "BaCon"])
 def test_networks_of_other_methods_are_compiled_once(start, monkeypatch, name):
     """A teacher, dropout and a head that hang on layers; the second step runs the graphs of the first."""
     torch._dynamo.reset()
@@ -81,7 +81,7 @@ def test_networks_of_other_methods_are_compiled_once(start, monkeypatch, name):
     monkeypatch.setattr(trainer_class, "_do_i_compile", lambda self: True)
     with monkeypatch.context() as patch:
         patch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager", fullgraph=True))
-        trainer = start(trainer_class, "2d_tiny")
+        trainer = start(trainer_class, "2d_tiny", contrastive_start=0.0)
     batch = next(trainer.dataloader_train)
     outputs, graphs = [], []
     for _ in range(2):

@@ -20,6 +20,7 @@ from nnunet_dvcl.trainers import (
     nnUNetTrainerMT_WeakStrong,
     nnUNetTrainerSupervised,
 )
+from nnunet_dvcl.trainers.base import Host
 
 TRAINERS = [name for name in trainers.__all__ if name != "nnUNetTrainerSSL"]
 PATCHES = {"2d": [16, 16], "3d": [8, 8, 8]}
@@ -139,6 +140,14 @@ def test_contract(builder, name, dimension, deep_supervision):
 @pytest.mark.parametrize("name", ["nnUNetTrainerSupervised", "nnUNetTrainerDVCL"])
 def test_with_the_other_optimizer(builder, name):
     check_contract(builder(getattr(trainers, name), "2d", optimizer="adamw", initial_lr=0.005))
+
+
+@pytest.mark.parametrize("label_mode", ["labels", "regions + ignore"])
+@pytest.mark.parametrize("name", [name for name in TRAINERS if issubclass(getattr(trainers, name), Host)])
+def test_on_the_other_host(builder, name, label_mode):
+    """Two networks, which have no teacher beside each other."""
+    trainer = check_contract(builder(getattr(trainers, name), "2d", host="cps"))
+    assert list(trainer.networks()) == ["A", "B"]
 
 
 @pytest.mark.parametrize("label_mode", ["labels", "regions + ignore"])

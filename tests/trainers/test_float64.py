@@ -25,7 +25,7 @@ class RefusesFloat64(TorchDispatchMode):
 @pytest.mark.parametrize("name", NAMES)
 def test_a_step_needs_float64_where_the_trainer_says_so(start, name):
     trainer_class = getattr(trainers, name)
-    trainer = start(trainer_class, "2d_tiny")
+    trainer = start(trainer_class, "2d_tiny", contrastive_start=0.0)
     batch = next(trainer.dataloader_train)
     if hasattr(trainer, "dataloader_unlabeled"):
         trainer.dataloader_unlabeled = iter([next(trainer.dataloader_unlabeled)])

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 import nnunet_dvcl.trainers as trainers
-from nnunet_dvcl.networks import last_segmentation_layer
+from nnunet_dvcl.networks import last_segmentation_layer, unwrap
+from nnunet_dvcl.trainers.base import Host, WeightedTwins
 from nnunet_dvcl.trainers.base.step import Reach, Step, Term
 from nnunet_dvcl.trainers.nnUNetTrainerCPS_HqCL import Voxels
 from nnunet_dvcl.voxels.gathering import to_dense
@@ -17,10 +18,14 @@ METHODS = [
     for name in trainers.__all__
     if issubclass(getattr(trainers, name), trainers.nnUNetTrainerSSL) and name != "nnUNetTrainerSSL"
 ]
+ON_HOSTS = [name for name in METHODS if issubclass(getattr(trainers, f"nnUNetTrainer{name}"), Host)]
+STORING = [name for name in ON_HOSTS if name != "CCL"]  # which keeps no row
+NOT_OF_ROWS = {"teacher", "teacher_head", "frequencies"}
 WITH_CONTRAST = [name for name in METHODS if "hqcl" in getattr(trainers, f"nnUNetTrainer{name}").reaches]
 
 
 HEAD_AND_PREDICTIONS = {"dual_task"}  # terms between the two; others train a head, or the networks' predictions
+OF_CUBES = {"location"}  # enters a network at its encoder, with cubes for images
 HALVES = ("cps: A learns from B", "cps: B learns from A")
 
 
@@ -60,7 +65,7 @@ def _observe(trainer, monkeypatch) -> Observed:
     trainer.dataloader_unlabeled = iter([unlabeled])
 
     supervised, cps, terms, selected, stored, steps = [], [], [], [], [], []
-    _keep(monkeypatch, trainer, "loss", supervised)
+    _keep(monkeypatch, trainer, "class_weighted_loss" if isinstance(trainer, WeightedTwins) else "loss", supervised)
     if isinstance(trainer, trainers.nnUNetTrainerCPS):
         for name in ("_cross_entropy", "_nnunet_loss"):
             _keep(monkeypatch, trainer, name, cps)
@@ -70,6 +75,10 @@ def _observe(trainer, monkeypatch) -> Observed:
         _keep(monkeypatch, trainer.memory["bank"], "centers", stored, lambda given: (_leaf(given[0]), given[1]))
     if "queue" in trainer.memory:
         _keep(monkeypatch, trainer.memory["queue"], "slots", stored, _slots_as_leaves)
+    for name in trainer.memory.keys() & {f"{kind}_{name}" for kind in ("negatives", "means") for name in "AB"}:
+        _keep(monkeypatch, trainer.memory[name], "rows", stored, lambda given: (_leaf(given[0]), given[1]))
+    for name in trainer.memory.keys() & {"features_A", "features_B"}:
+        _keep(monkeypatch, trainer.memory[name], "centers", stored, lambda given: (_leaf(given[0]), given[1]))
     ssl_terms = trainer.ssl_terms
     monkeypatch.setattr(trainer, "ssl_terms", lambda step: steps.append(step) or ssl_terms(step))
     monkeypatch.setattr(trainer, "update_weights", lambda total: torch.tensor(False))  # no `after_step`
@@ -104,9 +113,16 @@ def _gradients(term: Tensor, tensors: list[Tensor]) -> list[Tensor]:
 
 
 def _reached(trainer, term: Tensor) -> set[str]:
-    """Students and companions that get a gradient; what reaches a network by its output reaches its last layer too."""
+    """Students and companions that get a gradient; what reaches a network by its output reaches its last layer too.
+
+    An encoder that two decoders share is of neither alone: that all their terms reach it is a test of that method.
+    """
     parts = {"A": trainer.network, **trainer.companions}
-    return {name for name, module in parts.items() if any(_touched(term, list(module.parameters())))}
+    shared = set()
+    if "B" in parts and not hasattr(unwrap(parts["B"]), "encoder"):
+        shared = {id(p) for p in unwrap(trainer.network).encoder.parameters()}
+    own = {name: [p for p in module.parameters() if id(p) not in shared] for name, module in parts.items()}
+    return {name for name, parameters in own.items() if any(_touched(term, parameters))}
 
 
 def _reaches_predictions(trainer, name: str, term: Tensor) -> bool:
@@ -117,6 +133,7 @@ def _reaches_predictions(trainer, name: str, term: Tensor) -> bool:
 def _voxels_reached(observed: Observed, name: str, term: Tensor) -> Tensor:
     """Where the gradient enters network `name`, at its logits or at its last feature map: [B, *S] bool."""
     volumes = [observed.step.logits[name]]
+    volumes += [observed.step.kept[view] for view in ("recovered", "local") if view in observed.step.kept]
     if name in observed.step.features:
         volumes.append(observed.step.features[name])
     return torch.stack([gradient.abs().sum(1) > 0 for gradient in _gradients(term, volumes)]).any(0)
@@ -145,17 +162,29 @@ def _voxels_named(observed: Observed, name: str, kind: str) -> Tensor:
     return named
 
 
+WITH_REGIONS = ("DVCL_SimCLR", "CL_VCL", "CLD", "DHC", "MagicNet")
+FROM_THE_START = {"contrastive_start": 0.0, "confidence": 0.4}
+
+
 @pytest.mark.parametrize(
-    ("name", "configuration", "label_mode", "ignored_as_unlabeled"),
+    ("name", "configuration", "label_mode", "ignored_as_unlabeled", "ssl"),
     [
-        *((name, "2d_tiny", "labels", True) for name in METHODS),
-        *((name, "3d_tiny", "labels", True) for name in ("CPS", "DVCL")),
-        *(("DVCL", "2d_tiny", mode, on) for mode in ("ignore", "regions + ignore") for on in (True, False)),
-        *((name, "2d_tiny", "regions + ignore", True) for name in ("DVCL_SimCLR", "CL_VCL")),
+        *((name, "2d_tiny", "labels", True, {}) for name in METHODS),
+        *((name, "2d_tiny", "labels", True, {"host": "cps"}) for name in ON_HOSTS),
+        *((name, "3d_tiny", "labels", True, {}) for name in ("CPS", "DVCL")),
+        *(("DVCL", "2d_tiny", mode, on, {}) for mode in ("ignore", "regions + ignore") for on in (True, False)),
+        *(
+            (name, "2d_tiny", "regions + ignore", True, {})
+            for name in ("DVCL_SimCLR", "CL_VCL", "CLD", "DHC", "MagicNet")
+        ),
+        ("CLD", "2d_tiny", "ignore", False, {}),
+        *((name, "2d_tiny", "regions + ignore", on, {}) for name in ON_HOSTS for on in (True, False)),
     ],
 )
-def test_what_each_term_reaches(start, monkeypatch, name, configuration, label_mode, ignored_as_unlabeled):
-    trainer = start(getattr(trainers, f"nnUNetTrainer{name}"), configuration, ignored_as_unlabeled=ignored_as_unlabeled)
+def test_what_each_term_reaches(start, monkeypatch, name, configuration, label_mode, ignored_as_unlabeled, ssl):
+    ssl = FROM_THE_START | ssl
+    trainer_class = getattr(trainers, f"nnUNetTrainer{name}")
+    trainer = start(trainer_class, configuration, ignored_as_unlabeled=ignored_as_unlabeled, **ssl)
     observed = _observe(trainer, monkeypatch)
     ignored = (observed.step.target < 0) & observed.step.labeled_valid
     assert ignored.any() == ("ignore" in label_mode)
@@ -175,17 +204,21 @@ def test_what_each_term_reaches(start, monkeypatch, name, configuration, label_m
             named = _voxels_named(observed, network, kind)
             assert not (touched & ~named).any(), f"{term} reaches voxels of {network} that are not {kind}"
             assert not (touched[observed.step.num_labeled :] & ~observed.step.valid).any(), f"{term} reaches padding"
-            assert touched.any() == (network in modules), term
+            assert touched.any() == (network in modules and term not in OF_CUBES), term
             if not ignored_as_unlabeled:
                 assert not touched[: observed.step.num_labeled][ignored].any(), f"{term} reaches the ignore label"
 
 
-@pytest.mark.parametrize("name", WITH_CONTRAST)
-def test_no_term_reaches_what_is_stored(start, monkeypatch, name):
+@pytest.mark.parametrize(
+    ("name", "ssl"),
+    [*((name, {}) for name in (*WITH_CONTRAST, *STORING)), *((name, {"host": "cps"}) for name in STORING)],
+)
+def test_no_term_reaches_what_is_stored(start, monkeypatch, name, ssl):
     """Not even where the stored rows ask for a gradient."""
-    trainer = start(getattr(trainers, f"nnUNetTrainer{name}"), "2d_tiny")
+    trainer = start(getattr(trainers, f"nnUNetTrainer{name}"), "2d_tiny", **FROM_THE_START | ssl)
     observed = _observe(trainer, monkeypatch)
-    assert len(observed.stored) >= len(trainer.memory)
+    assert len(observed.stored) >= len([memory for memory in trainer.memory if memory not in NOT_OF_ROWS])
+    assert not any(parameter.requires_grad for parameter in trainer.memory.parameters())
     for term in observed.terms.values():
         assert not any(_touched(term, observed.stored))
     assert not any(buffer.requires_grad for buffer in trainer.memory.buffers())

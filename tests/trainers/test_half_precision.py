@@ -15,7 +15,9 @@ def test_whole_steps_in_bfloat16_with_a_grad_scaler(start, monkeypatch, name):
     """Close to those in float32; finite, none skipped, and the scale as it was."""
     outputs = []
     for half in (False, True):
-        trainer = start(getattr(trainers, name), "2d_tiny", consistency_start=0.0, initial_lr=0.001)
+        trainer = start(
+            getattr(trainers, name), "2d_tiny", consistency_start=0.0, contrastive_start=0.0, initial_lr=0.001
+        )
         if half:
             trainer.grad_scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16)
             monkeypatch.setattr(trainer, "autocast", partial(torch.autocast, "cpu", torch.bfloat16))

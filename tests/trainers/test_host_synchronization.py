@@ -10,14 +10,21 @@ from torch.utils._pytree import tree_leaves
 
 from nnunet_dvcl.losses import neighborhoods
 from nnunet_dvcl.trainers import (
+    nnUNetTrainerBaCon,
+    nnUNetTrainerCCL,
+    nnUNetTrainerCLD,
     nnUNetTrainerCPS,
     nnUNetTrainerCPS_HqCL,
     nnUNetTrainerCPS_SameView,
     nnUNetTrainerDAN,
+    nnUNetTrainerDHC,
     nnUNetTrainerDVCL,
     nnUNetTrainerDVCL_noQDS,
     nnUNetTrainerDVCL_SameView,
+    nnUNetTrainerMagicNet,
+    nnUNetTrainerU2PL,
     nnUNetTrainerUAMT,
+    nnUNetTrainerUGPCL,
 )
 from nnunet_dvcl.voxels import ranks
 
@@ -62,11 +69,18 @@ def as_on_a_gpu(features, absent, similarity, queries, neighbors):
         nnUNetTrainerDVCL_noQDS,
         nnUNetTrainerUAMT,
         nnUNetTrainerDAN,
+        nnUNetTrainerU2PL,
+        nnUNetTrainerCCL,
+        nnUNetTrainerUGPCL,
+        nnUNetTrainerBaCon,
+        nnUNetTrainerCLD,
+        nnUNetTrainerDHC,
+        nnUNetTrainerMagicNet,
     ],
 )
 def test_a_step_reads_no_more_than_this(start, trainer_class, monkeypatch):
     monkeypatch.setattr(neighborhoods, "rank_seen_by_neighbors", as_on_a_gpu)
-    trainer = start(trainer_class, "2d_tiny")
+    trainer = start(trainer_class, "2d_tiny", contrastive_start=0.0)
     batch = next(trainer.dataloader_train)
     trainer.dataloader_unlabeled = repeat(next(trainer.dataloader_unlabeled))  # the loader computes on the host
     trainer.train_step(batch)

@@ -1,5 +1,6 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -67,6 +68,20 @@ def test_the_supervised_gradient_is_nnunets_own(start):
     ours.train_step(batch)
     stock.train_step(batch)
     torch.testing.assert_close(_parameters(ours.network), _parameters(stock.network), rtol=1e-4, atol=1e-6)
+
+
+def test_networks_that_both_say_background_are_told_once_an_occurrence(start, capsys):
+    trainer = start(nnUNetTrainerCPS, "2d_tiny", num_epochs=9)
+
+    def told(agreement, dice):
+        now = {"epoch_start_timestamps": 0.0, "train_losses": 0.0, "val_losses": 0.0, "ssl/agreement": agreement}
+        for key, value in {**now, "mean_fg_dice": np.float64(dice), "dice_per_class_or_region": [dice]}.items():
+            trainer._log(key, value)
+        trainer.on_epoch_end()
+        return "WARNING: Both networks say background" in capsys.readouterr().out
+
+    epochs = [(0.99, 0.0), (1.0, 0.0), (0.99, 0.2), (0.9, 0.0), (0.99, math.nan), (1.0, 0.0), (1.0, 0.0)]
+    assert [told(*epoch) for epoch in epochs] == [True, False, False, False, False, True, False]
 
 
 def test_padding_only_gives_zero_and_a_reason(start, capsys):

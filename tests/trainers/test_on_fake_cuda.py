@@ -137,7 +137,7 @@ LABEL_MODES = [
 
 @pytest.mark.parametrize(("name", "label_mode"), [*((name, "labels") for name in NAMES), *LABEL_MODES])
 def test_a_step_is_on_one_device_in_half_precision_and_waits_for_nothing_else(start, on_gpu, name, label_mode):
-    trainer = start(getattr(trainers, name), "2d_tiny", consistency_start=0.0)
+    trainer = start(getattr(trainers, name), "2d_tiny", consistency_start=0.0, contrastive_start=0.0)
     seen = _step(trainer, on_gpu)
     volumes = [*seen.step.logits.values(), *seen.step.features.values()]
     assert {volume.dtype for volume in volumes} == {torch.float16}

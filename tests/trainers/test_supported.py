@@ -29,18 +29,25 @@ import nnunet_dvcl.trainers as trainers
 from nnunet_dvcl.data import NumpyDataset
 from nnunet_dvcl.networks import unwrap
 from nnunet_dvcl.trainers import (
+    nnUNetTrainerBaCon,
+    nnUNetTrainerCCL,
     nnUNetTrainerCL_VCL,
+    nnUNetTrainerCLD,
     nnUNetTrainerCPS,
     nnUNetTrainerDAN,
+    nnUNetTrainerDHC,
     nnUNetTrainerDTC,
     nnUNetTrainerDVCL,
     nnUNetTrainerDVCL_SameView,
+    nnUNetTrainerMagicNet,
     nnUNetTrainerMT,
     nnUNetTrainerSASSNet,
     nnUNetTrainerSupervised,
+    nnUNetTrainerU2PL,
     nnUNetTrainerUAMT,
+    nnUNetTrainerUGPCL,
 )
-from nnunet_dvcl.trainers.base import SignedDistances
+from nnunet_dvcl.trainers.base import Host, SignedDistances
 
 IMAGES = "nnUNetPlans_3d_fullres"
 EACH_STEP = [nnUNetTrainerSupervised, nnUNetTrainerCPS, nnUNetTrainerDVCL]
@@ -148,7 +155,10 @@ class OnlyTheNetwork:
 WITHIN_THE_NETWORK = [
     trainer
     for trainer in (getattr(trainers, name) for name in trainers.__all__)
-    if issubclass(trainer, (trainers.nnUNetTrainerCPS_HqCL, trainers.nnUNetTrainerUAMT, SignedDistances))
+    if issubclass(
+        trainer,
+        (trainers.nnUNetTrainerCPS_HqCL, trainers.nnUNetTrainerUAMT, nnUNetTrainerMagicNet, SignedDistances, Host),
+    )
 ]
 """What looks at features, or drops them."""
 
@@ -166,7 +176,8 @@ def test_a_network_without_a_unets_decoder_is_refused_before_any_work(tiny_datas
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 @pytest.mark.parametrize(
-    "trainer_class", [nnUNetTrainerSupervised, nnUNetTrainerCPS, nnUNetTrainerMT, nnUNetTrainerDAN]
+    "trainer_class",
+    [nnUNetTrainerSupervised, nnUNetTrainerCPS, nnUNetTrainerMT, nnUNetTrainerDAN, nnUNetTrainerCLD],
 )
 def test_a_method_without_features_trains_any_network(tiny_dataset, build_trainer, trainer_class, optimizer):
     """With nnU-Net's Primus trainers come their warm-up and, where the plans name no other, their optimizer."""
@@ -221,13 +232,19 @@ def test_anisotropic_patches(tiny_dataset, contract, build_trainer, trainer_clas
         assert next(augmenter)["data"].shape == (2, views, 4, 16, 16)
 
 
-@pytest.mark.parametrize("trainer_class", [nnUNetTrainerUAMT, nnUNetTrainerSASSNet])
+@pytest.mark.parametrize("trainer_class", [nnUNetTrainerUAMT, nnUNetTrainerSASSNet, nnUNetTrainerMagicNet])
 def test_anisotropic_patches_of_other_methods(tiny_dataset, contract, trainer_class):
     """Dropout, adversary and signed distances; the distances are those of voxels that are three times as thick."""
     change(tiny_dataset, {}, "3d_fullres", patch_size=[4, 16, 16], spacing=[3.0, 1.0, 1.0])
     change(tiny_dataset, ANISOTROPIC, patch_size=[4, 16, 16])
     trainer = contract(trainer_class)
     assert trainer.configuration_manager.spacing == [3.0, 1.0, 1.0]
+
+
+def test_a_patch_that_magicnet_cannot_cut_is_refused(tiny_dataset, build_trainer):
+    change(tiny_dataset, configuration="2d_tiny", patch_size=[8, 4])
+    with pytest.raises(NotImplementedError, match=r"patch size \[8, 4\] is too small to be cut into cubes"):
+        build_trainer(nnUNetTrainerMagicNet, "2d_tiny").on_train_start()
 
 
 def test_several_input_channels(tiny_dataset, contract):
@@ -266,8 +283,12 @@ def test_batch_size_one(tiny_dataset, contract, trainer_class):
 
 # ---------------------------------------------------------------- labels
 
+OF_CONTRAST = [nnUNetTrainerU2PL, nnUNetTrainerCCL, nnUNetTrainerUGPCL, nnUNetTrainerBaCon]
 
-@pytest.mark.parametrize("trainer_class", [nnUNetTrainerDVCL, nnUNetTrainerCL_VCL, nnUNetTrainerSASSNet])
+
+@pytest.mark.parametrize(
+    "trainer_class", [nnUNetTrainerDVCL, nnUNetTrainerCL_VCL, nnUNetTrainerSASSNet, nnUNetTrainerDHC, *OF_CONTRAST]
+)
 def test_two_classes(tiny_dataset, contract, trainer_class):
     change(tiny_dataset)
     write_dataset_json(tiny_dataset, labels={"background": 0, "organ": 1})
@@ -276,7 +297,7 @@ def test_two_classes(tiny_dataset, contract, trainer_class):
     assert trainer.labels.num_classes == trainer.labels.width == 2
 
 
-@pytest.mark.parametrize("trainer_class", [nnUNetTrainerDVCL, nnUNetTrainerUAMT, nnUNetTrainerDTC])
+@pytest.mark.parametrize("trainer_class", [nnUNetTrainerDVCL, nnUNetTrainerUAMT, nnUNetTrainerDTC, nnUNetTrainerCLD])
 def test_one_region(tiny_dataset, contract, trainer_class):
     """A single sigmoid: two classes, one channel."""
     change(tiny_dataset)
@@ -286,7 +307,9 @@ def test_one_region(tiny_dataset, contract, trainer_class):
     assert trainer.label_manager.num_segmentation_heads == 1
 
 
-@pytest.mark.parametrize("trainer_class", [nnUNetTrainerDVCL, nnUNetTrainerCL_VCL, nnUNetTrainerDTC])
+@pytest.mark.parametrize(
+    "trainer_class", [nnUNetTrainerDVCL, nnUNetTrainerCL_VCL, nnUNetTrainerDTC, nnUNetTrainerCLD, *OF_CONTRAST]
+)
 def test_fourteen_classes(tiny_dataset, contract, trainer_class):
     """As many as the paper's larger data set has; a patch holds only some of them."""
     change(tiny_dataset)

@@ -65,15 +65,16 @@ def split(d: str, folds: int, group_by: str | None, **options) -> None:
 @command(
     *plan_options("one or more configurations, e.g. 2d 3d_fullres", nargs="+"),
     argument("-np", metavar="N", type=positive_int, help="number of processes (nnU-Net's default)"),
+    argument("--skip-bad", action="store_true", help="leave out scans that cannot be used, and list them in a file"),
 )
-def preprocess(d: str, c: list[str], p: str, np: int | None) -> None:
+def preprocess(d: str, c: list[str], p: str, np: int | None, skip_bad: bool) -> None:
     """Preprocess a dataset's unlabeled scans ahead of training."""
     from nnunetv2.configuration import default_num_processes
 
     from nnunet_dvcl.data.preprocess import preprocess_unlabeled
 
     for configuration in c:
-        print(f"{configuration}: {preprocess_unlabeled(d, configuration, p, np or default_num_processes)}")
+        print(f"{configuration}: {preprocess_unlabeled(d, configuration, p, np or default_num_processes, skip_bad)}")
 
 
 @command(

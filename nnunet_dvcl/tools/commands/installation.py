@@ -17,13 +17,27 @@ def demo(o: str, quick: bool) -> None:
 
 @command()
 def trainers() -> None:
-    """List every trainer, what it is and its source."""
+    """List every trainer, what it is, its source and what a step costs."""
     from nnunet_dvcl import trainers
 
     for name in trainers.__all__:
         if name != "nnUNetTrainerSSL":  # the base of the methods does not train
-            print(f"{name}\n    {getattr(trainers, name).__doc__.splitlines()[0]}")
+            trainer = getattr(trainers, name)
+            print(f"{name}\n    {trainer.__doc__.splitlines()[0]}\n    {cost(trainer)}")
     print("\nEach also trains for a number of epochs that its name gives, for instance nnUNetTrainerDVCL_20epochs.")
+
+
+def cost(trainer: type) -> str:
+    """What a step of one of our trainers takes, with as many unlabeled patches as labeled ones."""
+    passes = getattr(trainer, "passes", None)
+    if passes is None:
+        return "A step takes as long as nnU-Net's."
+    runs = (
+        f"{passes.trained:g} trained and {passes.forward:g} forward passes"
+        if passes.forward
+        else (f"{passes.trained:g} trained " + ("pass" if passes.trained == 1 else "passes"))
+    )
+    return f"A step takes about {2 * passes.steps:.1f} of nnU-Net's: {runs} over twice as many patches."
 
 
 @command()

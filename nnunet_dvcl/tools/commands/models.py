@@ -53,16 +53,26 @@ def plot() -> None:
 )
 def export(folder: str, network: str, to: str, f: str | None, chk: str, no_compare: bool, device: str | None) -> None:
     """Write a trained model as a folder that plain nnU-Net predicts from."""
+    from nnunet_dvcl.commands import device_option
     from nnunet_dvcl.tools.export.model import export_model, networks_meant
+    from nnunet_dvcl.tools.running.command import Command
 
     export_model(folder, network, to, f, chk, not no_compare, device)
-    folds = " ".join(str(number) for number in range(len(networks_meant(network))))
-    print(f"Wrote {to}. Predict with: nnUNetv2_predict_from_modelfolder -i INPUT -o OUTPUT -m {to} -f {folds}")
+    folds = range(len(networks_meant(network)))
+    words = ("nnUNetv2_predict_from_modelfolder", "-i", "INPUT", "-o", "OUTPUT", "-m", to, "-f", *folds)
+    print(f"Wrote {to}. Predict with: {Command(*words, *device_option())}")
 
 
-@command(argument("checkpoint", metavar="CHECKPOINT", help="a .pth file of nnU-Net or of this package"))
-def inspect(checkpoint: str) -> None:
+@command(argument("path", metavar="CHECKPOINT", help="a .pth file, or a trained model's folder: its newest ones"))
+def inspect(path: str) -> None:
     """Print what a checkpoint holds, without running code from it."""
+    from os.path import isdir
+
     from nnunet_dvcl.tools.inspection import describe, read_plain
 
-    print(describe(checkpoint, read_plain(checkpoint)))
+    files = [path]
+    if isdir(path):
+        from nnunet_dvcl.tools.model_folders import find_folds
+
+        files = [fold.newest_checkpoint() for fold in find_folds(path)]
+    print("\n\n".join(describe(file, read_plain(file)) for file in files))

@@ -1,4 +1,4 @@
-"""Trainings: ``nnunet_dvcl memory``, ``selftrain``, ``predict-next-stage`` and ``experiment``."""
+"""Trainings: ``nnunet_dvcl memory``, ``selftrain``, ``predict-next-stage``, ``experiment`` and ``pilot``."""
 
 from pathlib import Path
 
@@ -6,6 +6,7 @@ from nnunet_dvcl.tools.commands.declaring import argument, checked, command, one
 from nnunet_dvcl.tools.commands.shared import CHECKPOINT, DATASET, DEVICE, FOLD, PLANS, plan_options, positive_int
 
 _fold = checked("_fold", str, str.isdecimal, "{} is no fold: expected a number")
+_hours = checked("_hours", float, lambda value: 0 < value < 1000, "{} is not a number of hours")
 _probability = checked("_probability", float, lambda value: 0.5 <= value < 1, "{} is not in [0.5, 1)")
 
 
@@ -113,3 +114,24 @@ def report(file: str, o: str | None) -> None:
 @command(one_of("verbs", "VERB", run, status, commands, report))
 def experiment() -> None:
     """Train, predict and compare what an experiment file lists."""
+
+
+@command(
+    *plan_options(),
+    argument("--hours", metavar="H", type=_hours, default=4.0, help="that it may take (%(default)s)"),
+    argument(
+        "--trainers", metavar="TRAINER", nargs="+", default=["nnUNetTrainerDVCL"], help="to try (nnUNetTrainerDVCL)"
+    ),
+    argument("--devices", metavar="DEVICE", nargs="+", default=[], help="cpu, cuda:0, ... (a GPU where there is one)"),
+    argument("--group-by", metavar="REGEX", help="finds a case's patient in its identifier"),
+    argument("-o", metavar="FOLDER", help="of the pilot (in nnUNet_results)"),
+)
+def pilot(d: str, c: str, p: str, group_by: str | None, o: str | None, **options) -> int:
+    """Try on your own data whether unlabeled scans help."""
+    from nnunet_dvcl.tools.pilot.run import run_pilot
+
+    try:
+        return run_pilot(d, c, p, group_pattern=group_by, folder=o, **options)
+    except KeyboardInterrupt:
+        print("\nStopped. Typed again, the same command goes on.")
+        return 130

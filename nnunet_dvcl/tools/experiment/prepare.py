@@ -83,7 +83,7 @@ def _plan(place: Workplace, bases: list[str]) -> None:
         if plans != "nnUNetPlans":
             raise UserError(
                 f"{plans_file} does not exist. Make these plans first, with nnUNetv2_plan_and_preprocess "
-                f"-d {dataset.id} and its option -pl."
+                f"-d {dataset.id} and the planner that makes them (-pl), or with -overwrite_plans_name {plans}."
             )
         _call(place, Command("nnUNetv2_plan_and_preprocess", "-d", dataset.id, "-c", *bases), "plan_and_preprocess")
         return
@@ -117,7 +117,8 @@ def _preprocess_unlabeled(place: Workplace, runs: list[Run], cases: Cases) -> No
         if not is_semi_supervised(run.row.trainer) and run.row.selftrain is None:
             continue
         configuration = plans.get_configuration(run.derived_configuration).configuration
-        takes_scans = run.row.selftrain or find_trainer_class(run.row.trainer).uses_unlabeled_folder(configuration)
+        config_class = find_trainer_class(run.row.trainer).config_class if run.row.selftrain is None else None
+        takes_scans = config_class is None or config_class.from_plans(configuration).unlabeled_folder
         if not cases.splits[run.split].get("unlabeled") and not (scans and takes_scans):
             raise UserError(
                 f"The run {run.name} has no unlabeled case: all training cases of its split keep their label, and "

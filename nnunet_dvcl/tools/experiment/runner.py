@@ -3,6 +3,7 @@
 import os
 import re
 import subprocess
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from typing import TextIO
@@ -12,6 +13,7 @@ from tqdm import tqdm
 from nnunet_dvcl.data.storage import write_json
 from nnunet_dvcl.lock import acquire
 from nnunet_dvcl.options import read
+from nnunet_dvcl.progress import LINES_APART
 from nnunet_dvcl.tools.experiment.experiment_file import Devices
 from nnunet_dvcl.tools.experiment.prepare import Cases, claim, prepare
 from nnunet_dvcl.tools.experiment.runs import RECORD, Run, State, Workplace, all_runs, find_runs
@@ -83,13 +85,14 @@ class Runner:
         self.failed: list[Run] = []
         self.num_elsewhere = 0
         self.bar = tqdm(total=len(runs), desc="Runs", unit="run", smoothing=0)
+        self.shown = 0.0
 
     def work(self) -> int:
         try:
             while self.pending or self.jobs:
                 self._start_jobs()
                 states = {job: next(job[-1], None) for job in self.jobs}
-                self.bar.set_postfix_str("; ".join(filter(None, states.values())))
+                self._show("; ".join(filter(None, states.values())))
                 if all(states.values()):
                     time.sleep(_POLL)
                 for job in [job for job, state in states.items() if state is None]:
@@ -103,6 +106,13 @@ class Runner:
             self.bar.close()
         self._conclude()
         return 1 if self.failed else 0
+
+    def _show(self, states: str) -> None:
+        """On a terminal at once; in a file a line a minute at most."""
+        due = sys.stderr.isatty() or time.monotonic() - self.shown >= LINES_APART
+        self.bar.set_postfix_str(states, refresh=due)
+        if due:
+            self.shown = time.monotonic()
 
     def _start_jobs(self) -> None:
         for run in list(self.pending):

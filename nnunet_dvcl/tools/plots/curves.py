@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
+from typing import NamedTuple
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 from pandas import CategoricalDtype, DataFrame
 
 from nnunet_dvcl import trainers
 from nnunet_dvcl.errors import UserError
-from nnunet_dvcl.figures import curve_styles, draw_curve, plain_style, save_picture, set_log_scale
+from nnunet_dvcl.figures import count_epochs, curve_styles, draw_curve, plain_style, save_picture, set_log_scale
 from nnunet_dvcl.tools.model_folders import TrainedFold, distinct_labels, find_folds, load_checkpoint
 from nnunet_dvcl.trainers.base.panels import Panel, group, panels_of
 
 HEADER = ["trainer", "configuration", "plans", "fold", "key", "organ", "epoch", "value"]
 DICE, MEAN_DICE, SSL = "dice_per_class_or_region", "mean_fg_dice", "ssl/"
-_COLUMNS = 3
-_WIDTH, _HEIGHT, _TITLE = 2.6, 2.1, 0.3  # inches: of one curve's axes, and of the title of a panel
+_COLUMNS, _MANY_COLUMNS, _FEW_AXES = 3, 6, 9
+_WIDTH, _HEIGHT, _TITLE = 2.6, 2.1, 0.4  # inches: of one curve's axes, and of the title of a panel
+_LETTERS = 38  # of a title, above one
 
 
 def plot_curves(result_folders: Sequence[str], output_folder: str, keys: Sequence[str] = ("*",)) -> None:
@@ -96,16 +98,21 @@ def _logged(fold: TrainedFold) -> dict[tuple[str, str], Sequence[float]]:
 
 
 def _plot(table: DataFrame, column: str, panels: Mapping[Panel, Sequence[str]], folder: str, name: str) -> None:
-    """Axes for each value that `column` has, in panels below each other, and the table."""
-    rows = [math.ceil(len(values) / _COLUMNS) for values in panels.values()]
-    heights = [_HEIGHT * count + _TITLE * bool(panel.title) for count, panel in zip(rows, panels, strict=True)]
-    figure = Figure(figsize=(_WIDTH * _COLUMNS, sum(heights)), layout="constrained")
-    parts = figure.subfigures(len(panels), height_ratios=heights, squeeze=False)[:, 0]
-    for part, count, (panel, values) in zip(parts, rows, panels.items(), strict=True):
+    """Axes for each value that `column` has, in panels beside and below each other, and the table."""
+    counts = [len(values) for values in panels.values()]
+    columns = _COLUMNS if sum(counts) <= _FEW_AXES else _MANY_COLUMNS
+    places = _shelves(counts, columns)
+    rows = max(place.row + place.rows for place in places)
+    height = _HEIGHT + _TITLE * any(panel.title for panel in panels)
+    figure = Figure(figsize=(_WIDTH * columns, height * rows), layout="constrained")
+    grid = figure.add_gridspec(rows, columns)
+    for (row, first, high, wide), (panel, values) in zip(places, panels.items(), strict=True):
+        part = figure.add_subfigure(grid[row : row + high, first : first + wide])
         if panel.title:
-            part.suptitle(panel.title, x=0.01, ha="left", weight="bold", size=9)
+            title = textwrap.fill(panel.title, _LETTERS * wide)
+            part.suptitle(title, x=0.01, ha="left", weight="bold", size=9)
         for place, value in enumerate(values, start=1):
-            axes = part.add_subplot(count, _COLUMNS, place)
+            axes = part.add_subplot(high, wide, place)
             _draw(axes, table[table[column] == value])
             axes.set(title=value, ylabel=panel.axis)
             if panel.log_scale:
@@ -115,6 +122,27 @@ def _plot(table: DataFrame, column: str, panels: Mapping[Panel, Sequence[str]], 
     save_picture(figure, folder, name, table[HEADER])
 
 
+class _Place(NamedTuple):
+    row: int
+    column: int
+    rows: int
+    columns: int
+
+
+def _shelves(counts: Sequence[int], columns: int) -> list[_Place]:
+    """Where panels of so many axes stand, in their order: beside each other as long as there is room."""
+    places, row, column = [], 0, 0
+    for count in counts:
+        wide, high = min(count, columns), math.ceil(count / columns)
+        if column + wide > columns:
+            row, column = row + 1, 0
+        places.append(_Place(row, column, high, wide))
+        column += wide
+        if column == columns:
+            row, column = row + high, 0
+    return places
+
+
 def _draw(axes: Axes, table: DataFrame) -> None:
     """One curve a training; one without values is left out, and the others keep their looks."""
     curves = table.groupby("label", observed=False)["value"]
@@ -122,5 +150,5 @@ def _draw(axes: Axes, table: DataFrame) -> None:
         if len(values):
             draw_curve(axes, values, label, **look)
     axes.set_xlabel("epoch")
-    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    count_epochs(axes)
     axes.grid(alpha=0.3)

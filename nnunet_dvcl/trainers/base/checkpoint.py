@@ -60,7 +60,7 @@ def read_ssl_state(filename: str, trainer: str, config: TrainingConfig, device: 
             f"{filename} is a checkpoint of {checkpoint['trainer_name']}, without the state that {trainer} goes on "
             "from. To start from its weights, train without --c and give it as -pretrained_weights."
         )
-    state, saved_by = _as_of_today(SSLState(**checkpoint["ssl_state"]))
+    state, saved_by = _as_of_today(SSLState(**checkpoint["ssl_state"]), config)
     if state.trainer != trainer and saved_by == trainer:
         raise UserError(
             f"{filename} is from before {trainer} made its pseudo-labels on weak views. To go on with it as it began, "
@@ -82,12 +82,14 @@ _ONE_VIEW = {"views": "same", "cutmix_probability": 0.0, "pseudo_label_loss": "c
 _NOW_SAME_VIEW = re.compile(r"^(nnUNetTrainer(?:CPS|CPS_HqCL|DVCL))(_\d+epochs)?$")
 
 
-def _as_of_today(state: SSLState) -> tuple[SSLState, str]:
+def _as_of_today(state: SSLState, config: TrainingConfig) -> tuple[SSLState, str]:
     """The state under the name and the values that mean today what they meant; and the name that it was saved by.
 
-    Until there were weak and strong views, every trainer with twins made its pseudo-labels on the students' own view.
+    Until there were weak and strong views, every trainer with twins that has them now made its pseudo-labels on the
+    students' own view.
     """
     saved_by = state.trainer
-    if "independent_intensities" in state.config and "views" not in state.config:
+    has_views_now = "views" in type(config).model_fields
+    if has_views_now and "independent_intensities" in state.config and "views" not in state.config:
         state = replace(state, trainer=_NOW_SAME_VIEW.sub(r"\1_SameView\2", saved_by), config=_ONE_VIEW | state.config)
     return state, saved_by

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
@@ -34,6 +34,8 @@ class TrainingConfig(Options):
     Raises:
         UserError: a value of the wrong type or out of its range; names the key, the value and what is allowed.
     """
+
+    may_change: ClassVar[frozenset[str]] = frozenset()  # keys that a training which goes on may have another value of
 
     optimizer: choice("sgd", "adamw") = "sgd"  # as nnU-Net; "adamw" for short trainings
     initial_lr: Positive = 0.01  # learning rate of the first epoch
@@ -66,11 +68,11 @@ class TrainingConfig(Options):
         return cls(**{key: value for key, value in values.items() if key in cls.model_fields})
 
     def differences(self, other: dict[str, Any]) -> list[str]:
-        """One line for each key whose value differs from a saved ``model_dump`` of a config."""
+        """One line for each key whose value differs from a saved ``model_dump`` of a config, and may not."""
         mine = self.model_dump()
         return [
             f"ssl.{key}: {other.get(key, '(absent)')} there, {mine.get(key, '(absent)')} here"
-            for key in sorted(mine.keys() | other.keys())
+            for key in sorted((mine.keys() | other.keys()) - self.may_change)
             if mine.get(key, ...) != other.get(key, ...)
         ]
 

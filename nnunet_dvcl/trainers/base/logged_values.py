@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 import numpy as np
@@ -9,7 +10,7 @@ from batchgenerators.utilities.file_and_folder_operations import join
 from nnunetv2.utilities.collate_outputs import collate_outputs
 
 from nnunet_dvcl import distributed
-from nnunet_dvcl.trainers.base.panels import Panel, panels_of
+from nnunet_dvcl.trainers.base.panels import DICE, Panel, panels_of
 from nnunet_dvcl.trainers.base.progress_plot import plot_progress
 
 
@@ -19,8 +20,13 @@ class LoggedValues:
     Steps that were skipped do not count.
     """
 
-    panels: ClassVar[tuple[Panel, ...]] = (Panel("weight of the consistency terms", "weight", ("rampup",)),)
+    panels: ClassVar[tuple[Panel, ...]] = (
+        DICE,
+        Panel("weight of the consistency terms", "weight", ("rampup",)),
+        Panel("steps that were skipped", "steps", ("skipped_steps",)),
+    )
     loss_terms: tuple[str, ...]
+    _symptoms: tuple[str, ...] = ()  # of the epoch before
 
     def epoch_statistics(self) -> dict[str, float]:
         """Scalars, measured after the validation of an epoch and logged as ``ssl/<name>``; runs without gradients."""
@@ -29,6 +35,15 @@ class LoggedValues:
     def why_zero(self, term: str) -> str:
         """The reason why one of its terms was 0 for a whole epoch."""
         return "it never had anything to compare"
+
+    def symptoms(self, values: Mapping[str, float], dice: float) -> tuple[str, ...]:
+        """What an epoch shows to be wrong, and what to do: sentences, each told in the first of the epochs that has it.
+
+        Args:
+            values: those that the epoch logged, without ``ssl/``.
+            dice: its mean pseudo Dice; nan where its patches had no organ.
+        """
+        return ()
 
     def on_train_epoch_end(self, train_outputs: list[dict]) -> None:
         super().on_train_epoch_end(train_outputs)
@@ -68,7 +83,14 @@ class LoggedValues:
             return
         logging = self.logger.get_checkpoint()
         ssl = {key.removeprefix("ssl/"): values for key, values in logging.items() if key.startswith("ssl/")}
-        plot_progress(ssl, panels_of(type(self)), join(self.output_folder, "progress_ssl.png"))
+        dice = {"dice": logging["mean_fg_dice"], "dice_average": logging["ema_fg_dice"]}
+        plot_progress(dice | ssl, panels_of(type(self)), join(self.output_folder, "progress_ssl.png"))
+        last = {key: values[-1] for key, values in ssl.items() if values}
+        symptoms = self.symptoms(last, float(logging["mean_fg_dice"][-1]))  # nnU-Net's is NumPy's
+        for text in symptoms:
+            if text not in self._symptoms:
+                self.print_to_log_file(f"WARNING: {text}")
+        self._symptoms = symptoms
 
 
 def _mean_of_finite(values: np.ndarray) -> float:

@@ -8,8 +8,10 @@ import random
 import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from math import inf
 from pathlib import Path
 from tempfile import TemporaryFile
+from time import time
 from typing import ClassVar
 
 import numpy as np
@@ -26,6 +28,7 @@ from nnunet_dvcl.cascade.previous_stage import PreviousStage, check_stages, stag
 from nnunet_dvcl.data import NumpyDataset, with_own_random_numbers
 from nnunet_dvcl.data.folders import labeled_cases
 from nnunet_dvcl.data.splits import withheld_cases
+from nnunet_dvcl.endings import message_alone
 from nnunet_dvcl.errors import UserError
 from nnunet_dvcl.files import replacing, writing
 from nnunet_dvcl.networks import freeze_idle_layers, unwrap
@@ -33,10 +36,14 @@ from nnunet_dvcl.trainers.base.checkpoint import SSLState, Weights, add_ssl_stat
 from nnunet_dvcl.trainers.base.config import TrainingConfig
 from nnunet_dvcl.trainers.base.label_values import check_labels_of, check_named_labels
 from nnunet_dvcl.trainers.base.seeds import derive_seed
+from nnunet_dvcl.trainers.base.shown_progress import ShownProgress
 from nnunet_dvcl.trainers.base.update import MOST_SKIPPED_IN_A_ROW, SkippedSteps, update
 
+MOST_TO_LOSE = 30 * 60.0
+"""Seconds of training that a kill costs at most, or those of one epoch where that takes longer."""
 
-class nnUNetTrainerPlugin(nnUNetTrainer):
+
+class nnUNetTrainerPlugin(ShownProgress, nnUNetTrainer):
     """nnUNetTrainer whose optimizer, learning rate, length and seed come from the plans' key ``"ssl"``.
 
     What deploys is its network, exactly as nnU-Net builds it. A trainer on it brings a `train_step`, which ends with
@@ -51,8 +58,14 @@ class nnUNetTrainerPlugin(nnUNetTrainer):
     config_class: ClassVar[type[TrainingConfig]] = TrainingConfig
     config: TrainingConfig
     skipped: SkippedSteps
+    _saved_at: float = inf  # when the checkpoint was written that --c goes on from; before it, when training began
 
     def initialize(self) -> None:
+        if self.device.type == "cuda" and not torch.cuda.is_available():
+            raise UserError(
+                "torch finds no GPU here: for small data train with -device cpu; else check the driver (nvidia-smi) "
+                "and torch's build (nnunet_dvcl doctor)."
+            )
         with writing(self.output_folder), TemporaryFile(dir=self.output_folder):
             pass  # not only when the first checkpoint is written
         check_named_labels(self.label_manager)
@@ -124,11 +137,20 @@ class nnUNetTrainerPlugin(nnUNetTrainer):
         """The class whose `build_network_architecture` we use, normally nnUNetTrainer: it can load network A again."""
         return next(owner for owner in type(self).__mro__ if "build_network_architecture" in vars(owner))
 
+    @message_alone()
+    def run_training(self) -> None:
+        super().run_training()
+
+    @message_alone()
+    def perform_actual_validation(self, save_probabilities: bool = False) -> None:
+        super().perform_actual_validation(save_probabilities)
+
     def on_train_start(self) -> None:
         if not self.was_initialized:
             self.initialize()
         self._check_stages()
         super().on_train_start()
+        self._saved_at = time()
         if self.local_rank == 0:
             for leftover in Path(self.output_folder).glob("*.partial"):  # of a run that was killed while it wrote
                 leftover.unlink()
@@ -184,6 +206,7 @@ class nnUNetTrainerPlugin(nnUNetTrainer):
         Raises:
             UserError: names the losses and the cases. The weights, which none of these steps changed, are saved before.
         """
+        self.show_step()
         self.skipped.count(skipped, losses, batches)
         if self.skipped.in_a_row < MOST_SKIPPED_IN_A_ROW:
             return
@@ -208,8 +231,23 @@ class nnUNetTrainerPlugin(nnUNetTrainer):
             )
         self.skipped.forget_epoch()
 
+    def on_epoch_end(self) -> None:
+        """nnU-Net saves ``checkpoint_latest.pth`` every `save_every` epochs, however long they take."""
+        usual = self.save_every
+        if self._has_much_to_lose():
+            self.save_every = 1
+        super().on_epoch_end()
+        self.save_every = usual
+
+    def _has_much_to_lose(self) -> bool:
+        """Whether another epoch like this one would be too much to lose; rank 0, which alone saves, asks its clock."""
+        now = time()
+        return now - self._saved_at + now - self.logger.get_value("epoch_start_timestamps", step=-1) > MOST_TO_LOSE
+
     def save_checkpoint(self, filename: str) -> None:
         """Raises ``UserError`` where it cannot be written; what `filename` was before is unchanged then."""
+        if os.path.basename(filename) == "checkpoint_latest.pth":  # --c takes it before checkpoint_best.pth
+            self._saved_at = time()
         if self.local_rank != 0:
             return
         if self.disable_checkpointing:
@@ -228,6 +266,7 @@ class nnUNetTrainerPlugin(nnUNetTrainer):
         """The weights of every network that a checkpoint of this trainer holds, by name; A, which deploys, first."""
         return {"A": checkpoint["network_weights"]}
 
+    @message_alone()
     def load_checkpoint(self, checkpoint: str) -> None:
         if not self.was_initialized:
             self.initialize()

@@ -19,6 +19,7 @@ from nnunet_dvcl.trainers.base.checkpoint import SSLState
 from nnunet_dvcl.trainers.base.config import TrainingConfig
 from nnunet_dvcl.trainers.base.logged_values import LoggedValues
 from nnunet_dvcl.trainers.base.nnUNetTrainerPlugin import nnUNetTrainerPlugin
+from nnunet_dvcl.trainers.base.passes import Passes
 from nnunet_dvcl.trainers.base.seeds import derive_seed
 from nnunet_dvcl.trainers.base.step import Output, Reach, Step, Term, patches_of, to_device, to_host
 from nnunet_dvcl.trainers.base.unlabeled_stream import UnlabeledStream
@@ -27,10 +28,13 @@ from nnunet_dvcl.trainers.base.unlabeled_stream import UnlabeledStream
 class SSLConfig(TrainingConfig):
     """What every semi-supervised trainer has."""
 
+    may_change: ClassVar[frozenset[str]] = frozenset({"skip_bad_scans"})
+
     unlabeled_batch_size: or_null(Count) = None  # unlabeled patches a step, over all GPUs; null: the plan's batch size
     consistency_weight: Weight = 0.1  # λ_u of Eq. 3. Paper
     rampup_fraction: Share = 1.0  # share of training over which λ_u rises by w(t); 0: no ramp
     unlabeled_folder: Flag = True  # scans of `imagesTr_unlabeled` take part
+    skip_bad_scans: Flag = False  # scans that cannot be used are left out and listed; false: they end the run
     ignored_as_unlabeled: Flag = True  # voxels of the ignore label count as unlabeled ones
     sequential_twins: Flag = False  # each network runs again for its gradients: half the memory
 
@@ -53,9 +57,11 @@ class nnUNetTrainerSSL(UnlabeledStream, LoggedValues, nnUNetTrainerPlugin):
     - `after_step`: what follows an update of the weights,
     - `epoch_statistics`: what it measures once an epoch,
     - `why_zero`: the reason why one of its terms was 0 for a whole epoch,
+    - `symptoms`: what the values of an epoch show to be wrong,
 
-    and declares `config_class`, `reaches` and `panels`. What several methods have in common are parts, used
-    by inheritance beside this class: `Twins`, `EMATeacher`, `Features`, `Adversary`, `SignedDistances`.
+    and declares `config_class`, `reaches`, `panels` and `passes`. What several methods have in common are parts, used
+    by inheritance beside this class: `Twins`, `WeightedTwins`, `EMATeacher`, `Features`, `Adversary`,
+    `SignedDistances`.
 
     What deploys is network A, exactly as nnU-Net builds it.
 
@@ -67,6 +73,7 @@ class nnUNetTrainerSSL(UnlabeledStream, LoggedValues, nnUNetTrainerPlugin):
     config_class: ClassVar[type[SSLConfig]] = SSLConfig
     student_names: ClassVar[tuple[str, ...]] = ("A",)
     reaches: ClassVar[Mapping[str, Reach]] = {}  # term of `ssl_terms` -> what its gradient reaches
+    passes: ClassVar[Passes] = Passes()  # of a step, with the default values
     needs_float64: ClassVar[bool] = False  # which mps devices lack: draws, and sums over all voxels of a batch, do
     config: SSLConfig
     labels: Labels

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from matplotlib.figure import Figure
 
-from nnunet_dvcl.figures import plain_style, save_image, set_log_scale
-from nnunet_dvcl.trainers.base.panels import Panel, group
+from nnunet_dvcl.figures import count_epochs, plain_style, save_image, set_log_scale
+from nnunet_dvcl.trainers.base.panels import Panel, group, in_words
 
 
 def plot_progress(logged: dict[str, list[float]], panels: Sequence[Panel], filename: str) -> None:
@@ -24,10 +24,13 @@ def plot_progress(logged: dict[str, list[float]], panels: Sequence[Panel], filen
         all_axes = figure.subplots(len(grouped), squeeze=False)[:, 0]
         for axes, (panel, keys) in zip(all_axes, grouped.items(), strict=True):
             for key in keys:
-                axes.plot(range(len(logged[key])), logged[key], label=key, marker="." if len(logged[key]) < 30 else "")
+                marker = "." if len(logged[key]) < 30 else ""
+                axes.plot(range(len(logged[key])), logged[key], label=in_words(key), marker=marker)
             if panel.log_scale:
                 set_log_scale(axes)
+            count_epochs(axes)
             axes.set_title(panel.title, loc="left", fontsize="medium")
+            axes.set_ylabel(panel.axis)
             axes.grid(alpha=0.3)
             axes.legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
         all_axes[-1].set_xlabel("epoch")

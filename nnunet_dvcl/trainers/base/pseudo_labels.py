@@ -17,7 +17,7 @@ from nnunet_dvcl.networks import full_resolution
 from nnunet_dvcl.options import Share, Weight, choice
 from nnunet_dvcl.trainers.base.nnUNetTrainerSSL import SSLConfig
 from nnunet_dvcl.trainers.base.step import Output, Step, Term
-from nnunet_dvcl.voxels.cutmix import draw_cutmix
+from nnunet_dvcl.voxels.cutmix import CutMix, draw_cutmix
 
 
 class PseudoLabelsConfig(SSLConfig):
@@ -58,24 +58,25 @@ class PseudoLabels:
             return super().views(step)
         weak, strong = step.image.chunk(2, dim=1) if self.config.views == "weak_strong" else (step.image, step.image)
         for name, teacher in teachers.items():
-            step.pseudo_labels[name] = self._label(teacher, step.unlabeled_patches(weak))
+            self._label(step, name, teacher, weak)
         if self.config.cutmix_probability > 0:
             strong = self._mix(step, strong)
         return dict.fromkeys(self.student_names, strong)
 
     @torch.no_grad()
-    def _label(self, teacher: Callable[[Tensor], Output], image: Tensor) -> Tensor:
+    def _label(self, step: Step, name: str, teacher: Callable[[Tensor], Output], weak: Tensor) -> None:
+        """Writes into the step what a student's teacher says of the weak views; all of it moves with the boxes."""
         with self.autocast():
-            return self.labels.predicted(full_resolution(teacher(image)))
+            step.pseudo_labels[name] = self.labels.predicted(full_resolution(teacher(step.unlabeled_patches(weak))))
 
     def _mix(self, step: Step, image: Tensor) -> Tensor:
         """The unlabeled patches with boxes of each other; pseudo-labels and valid voxels of the step likewise."""
         number = len(step.valid)
         mixing = draw_cutmix(number, step.valid.shape[1:], self.config.cutmix_probability, self.device)
         step.valid = mixing.mix(step.valid)
-        for name, labels in step.pseudo_labels.items():
-            step.pseudo_labels[name] = torch.cat((labels[:-number], mixing.mix(labels[-number:])))
-        return torch.cat((image[:-number], mixing.mix(image[-number:])))
+        for volumes in (step.pseudo_labels, step.taught_logits, step.taught_features):
+            volumes.update((name, _with_boxes(volume, mixing)) for name, volume in volumes.items())
+        return _with_boxes(image, mixing)
 
     # ---------------------------------------------------------------- loss
 
@@ -117,10 +118,18 @@ class PseudoLabels:
 
     def _cross_entropy(self, step: Step, name: str) -> Tensor:
         labels = step.pseudo_labels[name]
+        known = step.unlabeled & (labels != UNKNOWN)
         if self.labels.has_regions:
             labels = self.labels.to_target(labels)[:, : step.logits[name].shape[1]]
         logits = step.unlabeled_patches(step.logits[name])
-        return pseudo_label_cross_entropy(logits, labels, step.unlabeled, step.num_unlabeled)
+        return pseudo_label_cross_entropy(logits, labels, known, self.num_compared(step, known))
+
+    def num_compared(self, step: Step, known: Tensor) -> Tensor:
+        """What the sum of the cross entropy is divided by, []; `known`, [B', *S], tells which voxels are in it.
+
+        All unlabeled voxels: where few have a pseudo-label, the loss is small.
+        """
+        return step.num_unlabeled
 
     def _nnunet_loss(self, step: Step, name: str) -> Tensor:
         output = step.outputs[name]
@@ -129,3 +138,9 @@ class PseudoLabels:
         known = step.pseudo_labels[name].where(step.unlabeled, UNKNOWN)
         with self.autocast():
             return self._loss_of_known(output, self._labels_and_unknown.to_target(known, like=output))
+
+
+def _with_boxes(volume: Tensor, mixing: CutMix) -> Tensor:
+    """The same volume, whose last patches are the unlabeled ones, with boxes of each other in these."""
+    number = len(mixing.box)
+    return torch.cat((volume[:-number], mixing.mix(volume[-number:])))

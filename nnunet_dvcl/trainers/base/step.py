@@ -64,6 +64,8 @@ class Step:
     outputs: dict[str, Output] = field(default_factory=dict)  # student -> output for its view
     features: dict[str, Tensor] = field(default_factory=dict)  # student -> feature map, [B_l + B_u, F, *S]
     pseudo_labels: dict[str, Tensor] = field(default_factory=dict)  # student -> [B', *S], of its `unlabeled_patches`
+    taught_logits: dict[str, Tensor] = field(default_factory=dict)  # student -> its teacher's, [B_l + B_u, C, *S]
+    taught_features: dict[str, Tensor] = field(default_factory=dict)  # student -> its teacher's, [B_l + B_u, F, *S]
     kept: dict[str, Tensor] = field(default_factory=dict)  # what a method needs of an earlier hook in a later one
     statistics: dict[str, Tensor | float] = field(default_factory=dict)
     _predicted: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)

@@ -22,25 +22,39 @@ class TwinsConfig(SSLConfig):
     independent_intensities: Flag = False  # each network sees intensities of its own. Paper: false
 
 
-class Twins:
+class SecondNetwork:
     """Network B, of the same plan and from its own seed; both are students.
 
-    A and B see the same augmented image; only their initialization differs. With `independent_intensities` they see the
-    same geometry in intensities of their own.
+    A method that has it in some configurations alone says so by its `student_names`.
     """
 
     student_names: ClassVar[tuple[str, ...]] = ("A", "B")
-    config: TwinsConfig
 
     def build_companions(self) -> dict[str, nn.Module]:
+        if "B" not in self.student_names:
+            return super().build_companions()
         seed = secrets.randbits(32) if self.config.seed is None else derive_seed(self.config.seed, network=1)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return super().build_companions() | {"B": self.build_vanilla_network(self.enable_deep_supervision)}
+            return super().build_companions() | {"B": self.build_second()}
+
+    def build_second(self) -> nn.Module:
+        """Network B; with random numbers of its own."""
+        return self.build_vanilla_network(self.enable_deep_supervision)
 
     @classmethod
     def saved_networks(cls, checkpoint: dict) -> dict[str, Weights]:
-        return super().saved_networks(checkpoint) | {"B": checkpoint["ssl_state"]["companions"]["B"]}
+        companions = checkpoint["ssl_state"]["companions"]
+        return super().saved_networks(checkpoint) | {name: companions[name] for name in ("B",) if name in companions}
+
+
+class Twins(SecondNetwork):
+    """Two networks that see the same augmented image; only their initialization differs.
+
+    With `independent_intensities` they see the same geometry in intensities of their own.
+    """
+
+    config: TwinsConfig
 
     def get_training_transforms(self, *args, **kwargs):
         transforms = super().get_training_transforms(*args, **kwargs)

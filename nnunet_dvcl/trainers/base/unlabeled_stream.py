@@ -21,6 +21,7 @@ from nnunet_dvcl.data import (
     stop_augmenter,
     unlabeled_transforms,
 )
+from nnunet_dvcl.endings import message_alone
 from nnunet_dvcl.errors import UserError
 from nnunet_dvcl.networks import unwrap
 
@@ -58,6 +59,7 @@ class UnlabeledStream:
             self.print_to_log_file,
             self.config.unlabeled_folder,
             previous_stage and previous_stage.unlabeled,
+            self.config.skip_bad_scans,
         )
         if previous_stage is not None:
             previous_stage.check_unlabeled(dataset)
@@ -109,6 +111,7 @@ class UnlabeledStream:
         super().on_train_end()
         stop_augmenter(self.dataloader_unlabeled)
 
+    @message_alone()
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
         # first: nnU-Net ends with metrics that rank 0 computes alone, and no barrier waits that long
         problem = self._predict_next_stage() if self.configuration_manager.next_stage_names else None
@@ -137,14 +140,9 @@ class UnlabeledStream:
                 self.fold,
                 self._num_processes,
                 self.print_to_log_file,
-                self.uses_unlabeled_folder,
+                self.config_class.from_plans,
             )
         except UserError as error:
             return error
         finally:
             self.set_deep_supervision_enabled(True)
-
-    @classmethod
-    def uses_unlabeled_folder(cls, configuration: dict) -> bool:
-        """Whether this trainer takes the scans of ``imagesTr_unlabeled`` in a resolved configuration of the plans."""
-        return cls.config_class.from_plans(configuration).unlabeled_folder

@@ -108,7 +108,7 @@ def test_what_cannot_be_is_named(write, changes, message):
         read_experiment(write(**changes))
 
 
-@pytest.mark.parametrize("file", sorted((ROOT / "experiments/examples").glob("*.yaml")), ids=lambda file: file.stem)
+@pytest.mark.parametrize("file", sorted((ROOT / "experiments").glob("*/*.yaml")), ids=lambda file: file.stem)
 def test_the_examples_are_experiments(file):
     experiment = read_experiment(file)
     assert len(experiment.seeds) == 3

@@ -76,6 +76,13 @@ def test_a_whole_experiment_and_nothing_twice(place, fakes, tiny_dataset, monkey
     assert fakes.calls == []
 
 
+def test_a_file_gets_few_lines_of_what_runs(place, fakes, capsys):
+    """Not one at each look at the processes."""
+    assert run_experiment(place()) == 0
+    said = capsys.readouterr().err
+    assert 1 <= said.count("Runs:") <= 6, said
+
+
 def test_splits_are_nested_and_test_cases_are_in_none(place, fakes, tiny_dataset):
     here = place(splits={"labeled": ["50%", "100%"], "folds": 2, "test": 0.34})
     assert run_experiment(here, only_prepare=True) == 0

@@ -3,10 +3,12 @@
 import json
 import os
 import pickle
+import shlex
 import zipfile
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -238,6 +240,24 @@ def test_the_fold_is_chosen(train, tmp_path):
     torch.save(checkpoint, os.path.join(seen[1].output_folder, "checkpoint_final.pth"))
     export_model(folder, "a", str(tmp_path / "out"), "1", compare=False)
     assert same(load(tmp_path / "out/fold_0/checkpoint_final.pth")["network_weights"], checkpoint["network_weights"])
+
+
+def test_the_printed_command_predicts_with_what_was_exported(train, tmp_path, capsys, monkeypatch):
+    from nnunetv2.inference import predict_from_raw_data as nnunet
+
+    out = tmp_path / "my export"
+    command = ["export", train().output_folder, "--network", "both", "--to", str(out), "--no-compare"]
+    assert main([*command, "-device", "cpu"]) == 0
+    line = capsys.readouterr().out.splitlines()[-1].partition("Predict with: ")[2]
+    monkeypatch.setattr("sys.argv", shlex.split(line.replace("INPUT", "in").replace("OUTPUT", str(tmp_path / "out"))))
+    made = MagicMock()
+    monkeypatch.setattr(nnunet, "nnUNetPredictor", made)
+    monkeypatch.setattr(torch, "set_num_threads", lambda number: None)
+    nnunet.predict_entry_point_modelfolder()
+    made.return_value.initialize_from_trained_model_folder.assert_called_once_with(
+        str(out), [0, 1], "checkpoint_final.pth"
+    )
+    assert made.call_args.kwargs["device"] == torch.device("cpu")
 
 
 def test_a_trainer_without_a_twin(train, tmp_path):

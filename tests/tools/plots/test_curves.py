@@ -1,10 +1,12 @@
+import itertools
 import math
 
 import pytest
+from matplotlib.image import imread
 
 from nnunet_dvcl.cli import main
 from nnunet_dvcl.errors import UserError
-from nnunet_dvcl.tools.plots.curves import plot_curves
+from nnunet_dvcl.tools.plots.curves import _shelves, plot_curves
 
 NAN = math.nan
 DICE = {"liver": [0.1, 0.5, 0.7], "spleen": [NAN, 0.2, 0.4], "mean": [0.1, 0.35, 0.55]}
@@ -73,13 +75,32 @@ def test_one_panel_a_logged_value(train, draw, figures):
     assert drawn["teacher"] == {"CPS": [1.0, 2.0, 3.0]}
     assert same(drawn["threshold_A"]["DVCL"], SSL["ssl/threshold_A"])
     figure = figures[-1]
-    assert [part.get_suptitle() for part in figure.subfigs] == [
+    assert [part.get_suptitle().replace("\n", " ") for part in figure.subfigs] == [
         "loss terms",
         "entropy threshold τ [nats]",
         "gradient of a term at the last decoder features [norm relative to the supervised one]",
     ]
     assert [axes.get_ylabel() for axes in figure.axes] == ["loss", "loss", "τ [nats]", "relative norm"]
     assert [axes.get_yscale() for axes in figure.axes] == ["linear", "linear", "linear", "log"]
+
+
+def test_a_picture_has_a_sane_size_however_many_values_there_are(train, draw, figures, tmp_path):
+    few = draw(train(), keys=["cps", "gradient_cps"])
+    assert imread(tmp_path / "out/curves_ssl.png").shape[1] == 2340, "sharp, where there are few"
+    many = {f"ssl/{kind}{i}": [0.1, 0.2] for kind in ("", "val_", "gradient_", "threshold_") for i in range(9)}
+    drawn = draw(train(logging=logging_of(**SSL, **many)))["curves_ssl"]
+    assert len(drawn) == len(SSL) + len(many) > len(few["curves_ssl"])
+    height, width, _ = imread(tmp_path / "out/curves_ssl.png").shape
+    assert 2000 <= max(height, width) <= 3000
+    assert 0.5 <= height / width <= 2
+    boxes = [axes.get_window_extent() for axes in figures[-1].axes]
+    assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
+
+
+def test_panels_stand_beside_each_other():
+    assert _shelves([2, 1, 4, 6, 8, 1], 6) == [
+        (0, 0, 1, 2), (0, 2, 1, 1), (1, 0, 1, 4), (2, 0, 1, 6), (3, 0, 2, 6), (5, 0, 1, 1),
+    ]  # fmt: skip
 
 
 def test_a_trainer_has_one_look_in_all_panels(train, draw, figures):

@@ -175,7 +175,7 @@ def test_the_command(train, tmp_path, monkeypatch, capsys, table):
             ["-chk", "checkpoint_latest"],
             "has no checkpoint_latest.pth. It has checkpoint_final.pth, checkpoint_best.pth",
         ),
-        (["-tr", "nnUNetTrainerCPS"], "nnUNetv2_train 901 3d_tiny 0 -tr nnUNetTrainerCPS\n"),
+        (["-tr", "nnUNetTrainerCPS"], "nnUNetv2_train 901 3d_tiny 0 -tr nnUNetTrainerCPS -device cpu\n"),
         (["-p", "Mine"], "Mine.json does not exist"),
         (["-d", "77"], "No data set 77"),
         (["--voxels", "4"], "t-SNE needs at least 10"),

@@ -24,6 +24,7 @@ SSL = TRAINING | {
     "consistency_weight": 0.1,
     "rampup_fraction": 1.0,
     "unlabeled_folder": True,
+    "skip_bad_scans": False,
     "ignored_as_unlabeled": True,
     "sequential_twins": False,
 }
@@ -109,6 +110,7 @@ def test_every_key_can_be_overridden():
         "independent_intensities": True,
         "sequential_twins": True,
         "unlabeled_folder": False,
+        "skip_bad_scans": True,
         "ignored_as_unlabeled": False,
     }
     assert from_ssl(other).model_dump() == other
@@ -171,7 +173,8 @@ def test_whole_numbers_from_0(key, value):
 
 
 @pytest.mark.parametrize(
-    "key", ["independent_intensities", "sequential_twins", "unlabeled_folder", "ignored_as_unlabeled"]
+    "key",
+    ["independent_intensities", "sequential_twins", "unlabeled_folder", "skip_bad_scans", "ignored_as_unlabeled"],
 )
 @pytest.mark.parametrize("value", [0, 1, 2.0, "true", None, [True], {}])
 def test_true_or_false(key, value):
@@ -256,6 +259,7 @@ def test_values_built_by_hand_are_checked_too():
 def test_differences_are_lines():
     saved = DVCLConfig(num_neighbors=3).model_dump()
     assert DVCLConfig(num_neighbors=3).differences(saved) == []
+    assert DVCLConfig(num_neighbors=3, skip_bad_scans=True).differences(saved) == []
     assert DVCLConfig(seed=1).differences(saved) == [
         "ssl.num_neighbors: 3 there, 5 here",
         "ssl.seed: None there, 1 here",
