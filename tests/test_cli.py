@@ -132,7 +132,7 @@ def test_convert_refuses_what_cannot_be(argv, capsys):
 def test_preprocess_runs_each_configuration(fake, capsys):
     calls = fake("nnunet_dvcl.data.preprocess", "preprocess_unlabeled", result="/folder")
     assert main(["preprocess", "-d", "501", "-c", "2d", "3d_fullres", "-p", "MyPlans", "-np", "3"]) == 0
-    assert calls == [("501", "2d", "MyPlans", 3), ("501", "3d_fullres", "MyPlans", 3)]
+    assert calls == [("501", "2d", "MyPlans", 3, False), ("501", "3d_fullres", "MyPlans", 3, False)]
     assert "/folder" in capsys.readouterr().out
 
 
@@ -142,8 +142,8 @@ def test_preprocess_takes_the_defaults_of_nnunet(fake):
     calls = fake("nnunet_dvcl.data.preprocess", "preprocess_unlabeled")
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, "nnunetv2.configuration", configuration)
-        assert main(["preprocess", "-d", "Dataset501_Small", "-c", "3d_fullres"]) == 0
-    assert calls == [("Dataset501_Small", "3d_fullres", "nnUNetPlans", 7)]
+        assert main(["preprocess", "-d", "Dataset501_Small", "-c", "3d_fullres", "--skip-bad"]) == 0
+    assert calls == [("Dataset501_Small", "3d_fullres", "nnUNetPlans", 7, True)]
 
 
 @pytest.mark.parametrize("number", ["0", "-2", "two"])
@@ -208,17 +208,19 @@ def test_plot_features_refuses_what_cannot_be(option, capsys):
     assert stop.value.code == 2
 
 
-def test_export(fake, capsys):
+@pytest.mark.parametrize(("gpu", "device"), [(True, ""), (False, " -device cpu")])
+def test_export(fake, capsys, monkeypatch, gpu, device):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: gpu)
     module = ModuleType("nnunet_dvcl.tools.export.model")
     module.networks_meant, calls = {"a": "A", "both": "AB"}.get, []
     module.export_model = lambda *args: calls.append(args)
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, "nnunet_dvcl.tools.export.model", module)
         assert main(["export", "model", "--network", "a", "--to", "out"]) == 0
-        assert capsys.readouterr().out.endswith("-m out -f 0\n")
+        assert capsys.readouterr().out.endswith(f"-m out -f 0{device}\n")
         options = ["-f", "1", "-chk", "best", "--no-compare", "-device", "cpu"]
         assert main(["export", "model", "--network", "both", "--to", "out", *options]) == 0
-        assert capsys.readouterr().out.endswith("-m out -f 0 1\n")
+        assert capsys.readouterr().out.endswith(f"-m out -f 0 1{device}\n")
     assert calls == [
         ("model", "a", "out", None, "checkpoint_final.pth", True, None),
         ("model", "both", "out", "1", "best", False, "cpu"),

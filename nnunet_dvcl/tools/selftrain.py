@@ -18,13 +18,13 @@ import numpy as np
 from batchgenerators.utilities.file_and_folder_operations import load_json
 from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw, nnUNet_results
-from tqdm import tqdm
 
 from nnunet_dvcl.data.folders import check_configuration, find_plans_file
 from nnunet_dvcl.data.splits import check_scans_have_no_label, withheld_cases
 from nnunet_dvcl.data.storage import write_json
 from nnunet_dvcl.errors import UserError
 from nnunet_dvcl.lock import acquire, lock_of, locked
+from nnunet_dvcl.progress import with_progress
 from nnunet_dvcl.tools.dataset import Dataset, link_images
 from nnunet_dvcl.tools.running.command import Command
 from nnunet_dvcl.tools.running.progress import Model, without_file
@@ -177,7 +177,8 @@ def _predict(teacher: Model, source: _Source, dataset: Dataset, ignore_uncertain
     if ignore_uncertain is None:
         return predictions
     labels.mkdir(exist_ok=True)
-    for case in tqdm(without_file(labels, cases, ending), desc="Pseudo-labels without uncertain voxels"):
+    todo = without_file(labels, cases, ending)
+    for case in with_progress(todo, "Pseudo-labels without uncertain voxels", len(todo), "case", print):
         ignore_voxels(predictions, labels, case, source.dataset.json, ignore_uncertain)
     return labels
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import ClassVar
 
 from pydantic import model_validator
@@ -21,15 +21,6 @@ from nnunet_dvcl.trainers.base import (
     Twins,
     TwinsConfig,
     nnUNetTrainerSSL,
-)
-
-_AGREE, _NOTHING_FOUND = 0.98, 0.01  # agreement from which, and mean Dice below which, both say background
-_BOTH_SAY_BACKGROUND = (
-    "Both networks say background nearly everywhere: they agree, and the pseudo Dice is 0. In the first epochs that is "
-    "usual with small organs. If it lasts, each confirms the other in it. Train nnUNetTrainerSupervised in the same "
-    "configuration and fold: if it finds the organs, let pseudo-labels count later or less (raise "
-    "ssl.consistency_start, lower ssl.consistency_weight); if not, too little is learned from the labels: train "
-    "longer (ssl.num_epochs), and look at the labels and at ssl.initial_lr."
 )
 
 
@@ -79,7 +70,3 @@ class nnUNetTrainerCPS(PseudoLabels, Twins, nnUNetTrainerSSL):
         if term == "cps":
             return self.why_no_pseudo_labels()
         return super().why_zero(term)
-
-    def symptoms(self, values: Mapping[str, float], dice: float) -> tuple[str, ...]:
-        alike = values.get("agreement", 0.0) >= _AGREE and dice < _NOTHING_FOUND
-        return (*super().symptoms(values, dice), *[_BOTH_SAY_BACKGROUND] * alike)

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from nnunet_dvcl.tools.footprint import peak_bytes
-from nnunet_dvcl.trainers import nnUNetTrainerCPS, nnUNetTrainerCPS_SameView, nnUNetTrainerDVCL
+from nnunet_dvcl.trainers import nnUNetTrainerCPS, nnUNetTrainerCPS_SameView, nnUNetTrainerDHC, nnUNetTrainerDVCL
 
 
 def _parameters(module) -> torch.Tensor:
@@ -70,8 +70,9 @@ def test_the_supervised_gradient_is_nnunets_own(start):
     torch.testing.assert_close(_parameters(ours.network), _parameters(stock.network), rtol=1e-4, atol=1e-6)
 
 
-def test_networks_that_both_say_background_are_told_once_an_occurrence(start, capsys):
-    trainer = start(nnUNetTrainerCPS, "2d_tiny", num_epochs=9)
+@pytest.mark.parametrize("trainer_class", [nnUNetTrainerCPS, nnUNetTrainerDHC])
+def test_networks_that_both_say_background_are_told_once_an_occurrence(start, capsys, trainer_class):
+    trainer = start(trainer_class, "2d_tiny", num_epochs=9)
 
     def told(agreement, dice):
         now = {"epoch_start_timestamps": 0.0, "train_losses": 0.0, "val_losses": 0.0, "ssl/agreement": agreement}

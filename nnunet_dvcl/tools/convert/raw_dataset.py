@@ -9,7 +9,6 @@ from os.path import abspath, basename, dirname, getsize, isdir, isfile, join
 
 from batchgenerators.utilities.file_and_folder_operations import load_json
 from nnunetv2.utilities.dataset_name_id_conversion import find_candidate_datasets
-from tqdm import tqdm
 
 from nnunet_dvcl.data.folders import IMAGES_FOLDER, raw_root
 from nnunet_dvcl.data.messages import bullet_list
@@ -17,6 +16,7 @@ from nnunet_dvcl.data.raw import find_unlabeled_images
 from nnunet_dvcl.data.storage import write_json
 from nnunet_dvcl.errors import UserError
 from nnunet_dvcl.files import replacing
+from nnunet_dvcl.progress import with_progress
 from nnunet_dvcl.tools.convert import RELEASES
 from nnunet_dvcl.tools.convert.layout import ENDING, Scan, find_scans
 from nnunet_dvcl.tools.convert.releases import Release
@@ -69,7 +69,7 @@ def convert_dataset(
     for name in {"labelsTr", *(scan.folder for scan in scans)}:
         os.makedirs(join(folder, name), exist_ok=True)
     problems = []
-    for scan in tqdm(scans, desc=release.name):
+    for scan in with_progress(scans, release.name, len(scans), "scan", print):
         try:
             _convert(scan, folder, release, link, ignore_geometry)
         except BadScan as error:

@@ -14,11 +14,11 @@ from nnunetv2.configuration import default_num_processes
 from nnunetv2.evaluation.evaluate_predictions import compute_tp_fp_fn_tn, region_or_label_to_mask
 from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
 from surface_distance import compute_robust_hausdorff, compute_surface_dice_at_tolerance, compute_surface_distances
-from tqdm import tqdm
 
 from nnunet_dvcl.data.raw import read_labels
 from nnunet_dvcl.data.storage import write_json
 from nnunet_dvcl.errors import UserError
+from nnunet_dvcl.progress import with_progress
 from nnunet_dvcl.tools.model_folders import organ_names
 
 METRICS = ("Dice", "Jaccard", "HD95", "NSD")
@@ -116,7 +116,7 @@ def measure_folders(
         delayed(measure_files)(str(truth / f"{case}{ending}"), str(folder / f"{case}{ending}"), dataset_json, tolerance)
         for folder, case in todo
     )
-    progress = tqdm(results, "Metrics", len(todo), unit="case", disable=not todo)
+    progress = with_progress(results, "Metrics", len(todo), "case", print)
     for (folder, case), values in zip(todo, progress, strict=True):
         measured[folder][case] = values
     for folder in {folder for folder, _ in todo}:

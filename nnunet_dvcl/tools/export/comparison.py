@@ -13,12 +13,12 @@ from nnunetv2.evaluation.evaluate_predictions import compute_metrics_on_folder
 from nnunetv2.inference.export_prediction import export_prediction_from_logits
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from torch import Tensor
-from tqdm import tqdm
 
 from nnunet_dvcl.data.folders import DatasetFolders
 from nnunet_dvcl.data.splits import validation_cases
 from nnunet_dvcl.data.storage import complete_cases
 from nnunet_dvcl.errors import UserError
+from nnunet_dvcl.progress import with_progress
 
 Weights = Mapping[str, Tensor]
 AVERAGED = "averaged"
@@ -48,7 +48,7 @@ def compare_networks(
     """
     dataset = folders.dataset_class()(folders.labeled, list(cases))
     with tempfile.TemporaryDirectory(prefix="nnunet_dvcl_") as root:
-        for case in tqdm(cases, desc="Validation cases"):
+        for case in with_progress(cases, "Validation cases", len(cases), "case", print):
             data, _, _, properties = dataset.load_case(case)
             logits = {}
             for name, weights in networks.items():

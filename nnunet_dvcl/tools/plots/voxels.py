@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from pandas import DataFrame
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from nnunet_dvcl.errors import UserError
 from nnunet_dvcl.labels import UNKNOWN, Labels
 from nnunet_dvcl.networks import last_segmentation_layer, run_with_features
+from nnunet_dvcl.progress import with_progress
 from nnunet_dvcl.tools.plots.cases import Case, tiles, windows
 from nnunet_dvcl.voxels.draws import draw_per_class
 from nnunet_dvcl.voxels.entropy_split import split_by_entropy
@@ -70,7 +70,7 @@ def draw_features(
     def known_voxels(what: str) -> Iterator[tuple[str, Tensor, Tensor, Tensor]]:
         """Of each tile the case, the image, and the indices and true classes [n] of the voxels that have one."""
         every = ((name, *tile) for name, case in cases.items() for tile in tiles(case, patch_size, batch_size))
-        for name, image, truth in tqdm(every, f"{title}, {what}", number, unit="tile"):
+        for name, image, truth in with_progress(every, f"{title}, {what}", number, "tile", print):
             classes = labels.of_label_map(truth).flatten()
             voxels = (classes != UNKNOWN).nonzero()[:, 0]
             yield name, image, voxels, classes[voxels]

@@ -61,7 +61,9 @@ class nnUNetTrainerPlugin(ShownProgress, nnUNetTrainer):
     _saved_at: float = inf  # when the checkpoint was written that --c goes on from; before it, when training began
 
     def initialize(self) -> None:
-        if self.device.type == "cuda" and not torch.cuda.is_available():
+        # of several ranks nnU-Net's constructor takes each to have a GPU, whatever was asked for
+        device = self.my_init_kwargs["device"] if self.is_ddp else self.device
+        if device.type == "cuda" and not torch.cuda.is_available():
             raise UserError(
                 "torch finds no GPU here: for small data train with -device cpu; else check the driver (nvidia-smi) "
                 "and torch's build (nnunet_dvcl doctor)."

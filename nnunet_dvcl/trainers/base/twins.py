@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
@@ -14,6 +15,15 @@ from nnunet_dvcl.trainers.base.checkpoint import Weights
 from nnunet_dvcl.trainers.base.nnUNetTrainerSSL import SSLConfig
 from nnunet_dvcl.trainers.base.seeds import derive_seed
 from nnunet_dvcl.trainers.base.step import Step
+
+_AGREE, _NOTHING_FOUND = 0.98, 0.01  # agreement from which, and mean Dice below which, both say background
+_BOTH_SAY_BACKGROUND = (
+    "Both networks say background nearly everywhere: they agree, and the pseudo Dice is 0. In the first epochs that is "
+    "usual with small organs. If it lasts, each confirms the other in it. Train nnUNetTrainerSupervised in the same "
+    "configuration and fold: if it finds the organs, let pseudo-labels count less or later (lower "
+    "ssl.consistency_weight, raise ssl.consistency_start where the trainer has it); if not, too little is learned from "
+    "the labels: train longer (ssl.num_epochs), and look at the labels and at ssl.initial_lr."
+)
 
 
 class TwinsConfig(SSLConfig):
@@ -51,7 +61,8 @@ class SecondNetwork:
 class Twins(SecondNetwork):
     """Two networks that see the same augmented image; only their initialization differs.
 
-    With `independent_intensities` they see the same geometry in intensities of their own.
+    With `independent_intensities` they see the same geometry in intensities of their own. A method that records the
+    share of voxels on which they agree, `agreement`, is told when both say background.
     """
 
     config: TwinsConfig
@@ -64,3 +75,7 @@ class Twins(SecondNetwork):
         if not self.config.independent_intensities:
             return super().views(step)
         return dict(zip(self.student_names, step.image.chunk(2, dim=1), strict=True))
+
+    def symptoms(self, values: Mapping[str, float], dice: float) -> tuple[str, ...]:
+        alike = values.get("agreement", 0.0) >= _AGREE and dice < _NOTHING_FOUND
+        return (*super().symptoms(values, dice), *[_BOTH_SAY_BACKGROUND] * alike)
