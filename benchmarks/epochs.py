@@ -13,15 +13,17 @@ from benchmarks.sizes import Size
 from benchmarks.synthetic import empty_folders
 from nnunet_dvcl.trainers import nnUNetTrainerCPS, nnUNetTrainerDVCL
 
+STEPS = 50
 
-def dvcl_epoch_over_cps(size: Size, device: torch.device, repeats: int, steps: int = 50) -> Comparison:
+
+def dvcl_epoch_over_cps(size: Size, device: torch.device, repeats: int) -> Comparison:
     """What HqCL and DVCL add to a training of the twin networks."""
-    lengths = {"num_iterations_per_epoch": steps, "num_val_iterations_per_epoch": 2}
+    lengths = {"num_iterations_per_epoch": STEPS, "num_val_iterations_per_epoch": 2}
     with empty_folders() as root, mock.patch.dict(os.environ, {"nnUNet_n_proc_DA": "0"}):
         write_data_set(root, size, {"seed": 0, **lengths})
         dvcl, cps = (start_training(trainer, root, device) for trainer in (nnUNetTrainerDVCL, nnUNetTrainerCPS))
         return compare(
-            f"epoch of DVCL / epoch of CPS, {steps} steps each",
+            f"epoch of DVCL / epoch of CPS, {STEPS} steps each",
             ("DVCL", lambda: _epoch(dvcl)),
             ("CPS", lambda: _epoch(cps)),
             target=1.10,

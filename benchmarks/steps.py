@@ -16,12 +16,15 @@ from nnunet_dvcl.trainers import (
     nnUNetTrainerDVCL_SameView,
     nnUNetTrainerSupervised,
 )
+from nnunet_dvcl.trainers.base import SignedDistances
 from nnunet_dvcl.trainers.base.step import Step
 
 METHODS = tuple(
     name
     for name in trainers.__all__
-    if issubclass(getattr(trainers, name), trainers.nnUNetTrainerSSL) and name != "nnUNetTrainerSSL"
+    if issubclass(getattr(trainers, name), trainers.nnUNetTrainerSSL)
+    and name != "nnUNetTrainerSSL"
+    and not name.endswith("_Paper")  # the paper's protocol, not a method: without deep supervision
 )
 
 
@@ -54,6 +57,8 @@ def method_over_supervised(name: str, size: Size, device: torch.device, repeats:
         labeled = labeled_batch(size, size.batch_size, _scales(method), num_views(method))
         all_labeled = labeled_batch(size, both, _scales(method))
         all_labeled["target"].pop()  # the valid voxels
+        if isinstance(method, SignedDistances):  # the loader's workers make them
+            labeled["target"].append(torch.rand(size.batch_size, method.labels.num_foreground, *size.patch_size))
         comparison = compare(
             f"step of {name} / step of nnUNetTrainerSupervised, as many patches",
             (name, lambda: method.train_step(labeled)),

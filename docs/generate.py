@@ -22,7 +22,7 @@ def trainers_table() -> str:
     for name in NAMES:
         summary = getattr(trainers, name).__doc__.splitlines()[0].removesuffix(".").replace("``", "`")
         passes = getattr(getattr(trainers, name), "passes", None)
-        rows.append(f"| `{name}` | {summary} | {2 * passes.steps if passes else 1:.1f} |")
+        rows.append(f"| `{name}` | {summary} | {passes.steps_of_nnunet if passes else 1:.1f} |")
     return "\n".join(rows)
 
 

@@ -17,6 +17,8 @@ def writing(path: str) -> Iterator[None]:
     """Raises ``UserError`` where the block cannot write: a full disk, a read-only folder."""
     try:
         yield
+    except UserError:  # says itself what to mend
+        raise
     except (OSError, RuntimeError) as error:  # torch and Blosc2 answer a full disk with a RuntimeError
         raise UserError(
             f"{path} cannot be written ({error}). Is the disk full, or the folder read-only? Free space there or make "

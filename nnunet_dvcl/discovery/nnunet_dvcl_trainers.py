@@ -2,8 +2,6 @@
 
 try:
     import nnunet_dvcl.trainers as _trainers
-    from nnunet_dvcl.endings import hint_behind as _hint_behind
-    from nnunet_dvcl.options import did_you_mean as _did_you_mean
     from nnunet_dvcl.trainers import *  # noqa: F403
 except ModuleNotFoundError as error:
     # A child process in another environment inherits nnUNet_extTrainer, but has no nnunet_dvcl: its own search for a
@@ -17,7 +15,10 @@ else:
         try:
             return getattr(_trainers, name)
         except AttributeError:
+            from nnunet_dvcl.endings import hint_behind
+            from nnunet_dvcl.options import did_you_mean
+
             # The finder goes on, perhaps to where the trainer is: only where the search ends the process this is said.
-            if meant := _did_you_mean(name, _trainers.__all__):
-                _hint_behind(f"nnunet trainer {name} ", meant.strip())
+            if meant := did_you_mean(name, _trainers.__all__):
+                hint_behind(f"nnunet trainer {name} ", meant.strip())
             raise

@@ -17,6 +17,7 @@ from nnunet_dvcl.commands import train_command
 from nnunet_dvcl.data.folders import check_configuration, check_name, find_plans_file
 from nnunet_dvcl.data.storage import HIDDEN_FOLDER, write_json
 from nnunet_dvcl.errors import UserError
+from nnunet_dvcl.files import writing
 from nnunet_dvcl.lock import locked_where_possible
 from nnunet_dvcl.options import did_you_mean
 from nnunet_dvcl.trainers.base.config import check_ssl
@@ -48,7 +49,7 @@ def configure(
         raise UserError("Nothing to change: give KEY=VALUE, for instance batch_size=2, or a --preset.")
     assigned = dict(map(_parse, assignments))
     plans_file = find_plans_file(dataset_name_or_id, plans_identifier)
-    with locked_where_possible(join(dirname(plans_file), HIDDEN_FOLDER, "plans.lock")):
+    with writing(plans_file), locked_where_possible(join(dirname(plans_file), HIDDEN_FOLDER, "plans.lock")):
         parent, replaced = _write(plans_file, configuration, name, plans_identifier, assigned)
     print(f"{'Replaced' if replaced else 'Wrote'} configuration {name} in {plans_file}: {configuration} with")
     for key, value in assigned.items():

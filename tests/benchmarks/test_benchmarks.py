@@ -6,17 +6,21 @@ import math
 import pytest
 
 from benchmarks import __main__ as command
+from benchmarks import epochs
 from benchmarks.compare import CPU
 from benchmarks.parts import search_over_faiss
 from benchmarks.report import write_report
 from benchmarks.scaling import Scaling
 from benchmarks.sizes import SIZES
+from benchmarks.steps import METHODS, method_over_supervised
+from nnunet_dvcl import trainers
 
 NAMES = tuple(command.benchmarks_of(SIZES["tiny"], CPU, 1))
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_each_comparison_measures_both_sides(name):
+def test_each_comparison_measures_both_sides(name, monkeypatch):
+    monkeypatch.setattr(epochs, "STEPS", 2)
     result = command.benchmarks_of(SIZES["tiny"], CPU, 1)[name]()
     assert result.size == "tiny"
     assert math.isfinite(result.ratio)
@@ -26,6 +30,15 @@ def test_each_comparison_measures_both_sides(name):
 def test_the_dense_head_gives_the_same_values():
     result = command.benchmarks_of(SIZES["tiny"], CPU, 1)["dense-head"]()
     assert result.notes["largest difference of a term"] < 1e-6
+
+
+@pytest.mark.parametrize("name", ["nnUNetTrainerMT", "nnUNetTrainerDVCL", "nnUNetTrainerDTC"])
+def test_a_method_is_measured_beside_its_passes(name):
+    result = method_over_supervised(name, SIZES["tiny"], CPU, 1)
+    assert name in METHODS
+    assert result.notes["passes"] == getattr(trainers, name).passes.steps
+    assert result.target == pytest.approx(1.15 * result.notes["passes"])
+    assert result.ratio > 0
 
 
 def test_faiss_finds_the_same():

@@ -11,6 +11,7 @@ import pytest
 import torch
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2, nnUNetDatasetNumpy
 
+from nnunet_dvcl import progress
 from nnunet_dvcl.cascade import next_stage
 from nnunet_dvcl.cli import main
 from nnunet_dvcl.data import ImageMask
@@ -54,6 +55,7 @@ def contents(folder: Path) -> dict[str, tuple[bytes, int]]:
 
 def test_the_command(trainer, folder, tiny, capsys, monkeypatch):
     in_processes = next_stage.in_processes
+    monkeypatch.setattr(progress, "LINES_APART", 0.0)
     monkeypatch.setattr(next_stage, "in_processes", lambda function, tasks, _: in_processes(function, tasks, 1))
     arguments = ["-d", "901", "-c", "3d_lowres_tiny", "-f", "0", "-tr", "nnUNetTrainerCPS", "-device", "cpu"]
     assert main(["predict-next-stage", *arguments]) == 0

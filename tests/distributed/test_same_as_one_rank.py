@@ -60,7 +60,10 @@ def test_the_mean_over_the_ranks_is_the_value_of_one(results, job):
             rounded = name in SHARES or (name in OF_NEIGHBORS and job in CHOOSE_NEIGHBORS)
             relative, absolute = (0.05, 0.02) if rounded else (5e-5, 1e-6)
             of_ranks = [float(outputs[step][name]) for outputs in ranks]
-            assert sum(of_ranks) / 2 == pytest.approx(float(value), rel=relative, abs=absolute, nan_ok=True), name
+            assert sum(of_ranks) / 2 == pytest.approx(float(value), rel=relative, abs=absolute, nan_ok=True), (
+                name,
+                step,
+            )
 
 
 @pytest.mark.parametrize("job", [job for job in JOBS if job not in IGNORE])

@@ -126,6 +126,8 @@ def without_data(tmp_path: Path) -> Commands:
         os.mkdir(folder)
     # nnU-Net's planner takes the number of workers for torch's number of threads, which cannot be 0
     variables = {"nnUNet_n_proc_DA": "1", "nnUNet_compile": "f", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
+    # workers that predict take longer to start than to work here
+    variables |= {"nnUNet_npp": "0", "nnUNet_nps": "0"}
     return Commands(SimpleNamespace(root=tmp_path, env=folders), variables)
 
 

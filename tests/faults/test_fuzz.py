@@ -19,6 +19,7 @@ from nnunet_dvcl.data.raw import find_unlabeled_images
 from nnunet_dvcl.data.splits import validation_cases, withheld_cases
 from nnunet_dvcl.data.storage import complete_cases
 from nnunet_dvcl.errors import UserError
+from nnunet_dvcl.files import visible_files
 from nnunet_dvcl.tools.configure import configure
 from nnunet_dvcl.trainers import nnUNetTrainerSupervised
 
@@ -157,7 +158,7 @@ assignments = st.builds(
 def test_any_assignment(tiny_dataset, assigned):
     plans_file = tiny_dataset.preprocessed / "nnUNetPlans.json"
     before = plans_file.read_bytes()
-    files = set(os.listdir(tiny_dataset.preprocessed))
+    files = set(visible_files(tiny_dataset.preprocessed))
     try:
         with nothing_but(tiny_dataset.root):
             configure("901", "3d_tiny", "own", "nnUNetPlans", assigned)
@@ -169,7 +170,7 @@ def test_any_assignment(tiny_dataset, assigned):
         assert all(0 < size < 10**6 for size in own.spacing)
     finally:
         plans_file.write_bytes(before)
-    assert set(os.listdir(tiny_dataset.preprocessed)) == files
+    assert set(visible_files(tiny_dataset.preprocessed)) == files
 
 
 names = (

@@ -75,7 +75,7 @@ def test_the_term_alone_moves_the_student_and_never_the_teacher(start, monkeypat
     monkeypatch.setattr(
         trainer, "supervised_terms", lambda step: {"supervised_A": Term(0.0 * step.logits["A"].sum(), 1.0)}
     )
-    monkeypatch.setattr(trainer, "_average", lambda decay: None)
+    monkeypatch.setattr(trainer, "averages", dict)
     trainer.optimizer.param_groups[0]["weight_decay"] = 0.0
     student, teacher = weights(trainer.network), weights(trainer.memory["teacher"])
     assert trainer.train_step(next(trainer.dataloader_train))["consistency"] > 0

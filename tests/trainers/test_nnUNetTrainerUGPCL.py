@@ -7,7 +7,6 @@ import pytest
 import torch
 from noise import noise_step
 
-from nnunet_dvcl.errors import UserError
 from nnunet_dvcl.labels import UNKNOWN
 from nnunet_dvcl.networks import unwrap
 from nnunet_dvcl.trainers import nnUNetTrainerUGPCL
@@ -129,12 +128,6 @@ def test_the_second_decoder_weighs_less(start):
     rest = 2 * 0.1 * output["rampup"] * output["consistency"]
     assert output["total"] == pytest.approx(output["supervised_A"] + 0.4 * output["supervised_B"] + rest, rel=1e-5)
     assert output["contrast"] == 0, "it begins later"
-
-
-@pytest.mark.parametrize("ssl", [{"views": "weak_strong"}, {"cutmix_probability": 0.5}])
-def test_two_decoders_have_one_view(build_trainer, ssl):
-    with pytest.raises(UserError, match="on one encoder, cannot have"):
-        build_trainer(nnUNetTrainerUGPCL, "2d_tiny", **ssl).initialize()
 
 
 def test_the_second_decoder_does_not_deploy(start, tmp_path):

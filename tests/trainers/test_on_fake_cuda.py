@@ -77,6 +77,8 @@ def on_gpu(monkeypatch):
             patch.setattr(Tensor, "backward", lambda self: None)
             for module in (trainer.network, trainer.companions, trainer.memory):
                 _move(module)
+            for name, own in [(name, own) for name, own in vars(trainer).items() if isinstance(own, Tensor)]:
+                setattr(trainer, name, torch.empty_like(own, device=CUDA))
             trainer.device = CUDA
             yield lambda batch: tree_map_only(Tensor, mode.from_tensor, batch)
 

@@ -27,6 +27,7 @@ from torch.nn.utils import parameters_to_vector
 
 import nnunet_dvcl.trainers as trainers
 from nnunet_dvcl.data import NumpyDataset
+from nnunet_dvcl.errors import UserError
 from nnunet_dvcl.networks import unwrap
 from nnunet_dvcl.trainers import (
     nnUNetTrainerBaCon,
@@ -279,6 +280,12 @@ def test_batch_size_one(tiny_dataset, contract, trainer_class):
     assert trainer.batch_size == 1
     if trainer_class is not nnUNetTrainerSupervised:
         assert len(next(trainer.dataloader_unlabeled)["data"]) == 1
+
+
+@pytest.mark.parametrize("ssl", [{"views": "weak_strong"}, {"cutmix_probability": 0.5}])
+def test_two_decoders_have_one_view(build_trainer, ssl):
+    with pytest.raises(UserError, match="on one encoder, cannot have"):
+        build_trainer(nnUNetTrainerUGPCL, "2d_tiny", **ssl).initialize()
 
 
 # ---------------------------------------------------------------- labels

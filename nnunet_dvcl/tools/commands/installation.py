@@ -32,12 +32,9 @@ def cost(trainer: type) -> str:
     passes = getattr(trainer, "passes", None)
     if passes is None:
         return "A step takes as long as nnU-Net's."
-    runs = (
-        f"{passes.trained:g} trained and {passes.forward:g} forward passes"
-        if passes.forward
-        else (f"{passes.trained:g} trained " + ("pass" if passes.trained == 1 else "passes"))
-    )
-    return f"A step takes about {2 * passes.steps:.1f} of nnU-Net's: {runs} over twice as many patches."
+    runs = f"{passes.trained:g} trained" + (f" and {passes.forward:g} forward" if passes.forward else "")
+    runs += " pass" if passes == (1, 0) else " passes"
+    return f"A step takes about {passes.steps_of_nnunet:.1f} of nnU-Net's: {runs} over twice as many patches."
 
 
 @command()

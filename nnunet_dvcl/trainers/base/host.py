@@ -83,6 +83,11 @@ class Host(Features, PseudoLabels, EMATeacher, SecondNetwork):
             self.teacher_tap = FeatureTap(memory["teacher"], self._do_i_compile())
         return memory
 
+    def initialize(self) -> None:
+        super().initialize()
+        if self.learns_from_average:  # on several GPUs the ranks' heads have become those of rank 0 meanwhile
+            self.memory["teacher_head"].load_state_dict(unwrap(self.companions["head_A"]).state_dict())
+
     def averages(self) -> dict[str, nn.Module]:
         heads = {"teacher_head": self.companions["head_A"]} if self.learns_from_average else {}
         return super().averages() | heads

@@ -62,7 +62,7 @@ def test_buffers_are_copied_not_averaged(start):
     trainer = start(nnUNetTrainerTaught, "2d_tiny")
     trainer.network.register_buffer("counted", torch.tensor([3]))
     trainer.memory["teacher"].register_buffer("counted", torch.tensor([0]))
-    trainer._average(0.9)
+    trainer._average(trainer.memory["teacher"], trainer.network, 0.9)
     assert trainer.memory["teacher"].counted.tolist() == [3]
 
 
