@@ -33,8 +33,9 @@ format: $(INSTALLED)
 
 # Editable: a changed source file needs no new install.
 $(INSTALLED): setup.py pyproject.toml nnunet_dvcl/nnunet_dvcl.pth
+	@echo "Installing into $(VENV), once: about 3 minutes, 6 GB"
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[test]'
+	$(VENV)/bin/python -m pip install --disable-pip-version-check -e '.[test]'
 	touch $@
 
 # Only what this file made under its own names: a $(VENV) from elsewhere stays.

@@ -8,6 +8,7 @@ import json
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import SimpleITK as sitk
@@ -22,24 +23,38 @@ BODY_RADII = (88.0, 110.0)
 """Half axes [y, x] of the trunk's outline in millimeters."""
 
 
-# Balls (z, y, x, radius) in millimeters, in order along the organ; its intensity in Hounsfield units; how much of the
-# contrast agent it takes up. Painted in this order: where two organs overlap, the later one wins, so that they touch.
-_ANATOMY = {
-    "spine": (((90, 53, 0, 19), (-90, 49, 0, 21)), 240, 0.0),
-    "liver": (((25, -2, -52, 45), (30, -28, -12, 31), (36, -42, 24, 14)), 60, 0.5),
-    "spleen": (((44, 34, 66, 18), (22, 30, 77, 20), (2, 24, 76, 15)), 55, 0.6),
-    "stomach": (((46, -2, 46, 23), (20, -32, 48, 23), (0, -44, 20, 15)), 40, 0.1),
-    "pancreas": (((-2, -16, -22, 13), (8, -14, 10, 10), (16, 8, 44, 8)), 45, 0.5),
-    "kidney_right": (((-12, 40, -46, 16), (-34, 34, -56, 19), (-54, 38, -50, 16)), 35, 1.2),
-    "kidney_left": (((-2, 40, 46, 16), (-24, 34, 56, 19), (-44, 38, 50, 16)), 35, 1.2),
-    "vena_cava": (((80, 8, -22, 11), (0, 12, -16, 11), (-80, 20, -13, 10)), 45, 0.9),
-    "aorta": (((80, 24, 9, 11), (0, 20, 7, 10), (-80, 19, 6, 9)), 45, 1.2),
-    "gallbladder": (((-16, -40, -42, 12), (0, -24, -44, 7)), 12, 0.0),
-    "adrenal_right": (((0, 34, -33, 7.5), (14, 28, -28, 7.5)), 40, 0.5),
-    "adrenal_left": (((10, 37, 33, 7.5), (24, 29, 29, 7.5)), 40, 0.5),
-}
+class Part(NamedTuple):
+    """Something in the body: balls (z, y, x, radius) in millimeters in order along it, and what a scan shows of it.
 
-ORGANS: dict[str, int] = {name: label for label, name in enumerate(_ANATOMY, start=1)}
+    organ: its name, or None where it has no label.
+    plain: range of its intensity without contrast agent, in Hounsfield units; a patient's is drawn from it.
+    uptake: what the agent adds before it comes, when it comes by the arteries, by the veins, and minutes later.
+    """
+
+    organ: str | None
+    balls: tuple[tuple[float, float, float, float], ...]
+    plain: tuple[float, float]
+    uptake: tuple[float, float, float, float] = (0, 0, 0, 0)
+
+
+# Painted in this order: where two overlap, the later one wins, so that they touch.
+_ANATOMY = (
+    Part(None, ((90, 53, 0, 19), (-90, 49, 0, 21)), (160, 320)),  # spine
+    Part("liver", ((25, -2, -48, 43), (30, -28, -12, 31), (36, -42, 24, 14)), (10, 65), (0, 10, 55, 30)),
+    Part("spleen", ((44, 34, 66, 18), (22, 30, 77, 20), (2, 24, 76, 15)), (40, 55), (0, 75, 65, 30)),
+    Part("stomach", ((46, -2, 46, 23), (20, -32, 48, 23), (0, -44, 20, 15)), (0, 180)),
+    Part("colon", ((-76, 2, -62, 15), (-14, -4, -68, 14)), (0, 200)),
+    Part("colon", ((-76, 4, 62, 14), (-4, 0, 68, 13)), (0, 200)),
+    Part("pancreas", ((-2, -16, -22, 16), (8, -14, 10, 13), (16, 8, 44, 11)), (20, 45), (0, 65, 45, 20)),
+    Part("kidneys", ((-12, 40, -46, 16), (-34, 34, -56, 19), (-54, 38, -50, 16)), (30, 40), (0, 120, 150, 110)),
+    Part("kidneys", ((-2, 40, 46, 16), (-24, 34, 56, 19), (-44, 38, 50, 16)), (30, 40), (0, 120, 150, 110)),
+    Part("vessels", ((80, 8, -22, 11), (0, 12, -16, 11), (-80, 20, -13, 10)), (35, 50), (0, 20, 110, 70)),
+    Part("vessels", ((80, 24, 9, 11), (0, 20, 7, 10), (-80, 19, 6, 9)), (35, 50), (0, 260, 110, 70)),
+)
+
+_NAMES = dict.fromkeys(part.organ for part in _ANATOMY if part.organ)
+
+ORGANS: dict[str, int] = {name: label for label, name in enumerate(_NAMES, start=1)}
 """Name of each organ -> its label; 0 is the background."""
 
 
@@ -51,16 +66,18 @@ def make_case(seed: int, shape: tuple[int, int, int] = (32, 40, 48)) -> tuple[np
     rng = np.random.default_rng(seed)
     points = _deformed_grid(rng, shape)
     voxel = float(np.mean(voxel_size(shape)))
-    contrast = rng.uniform(60, 130)
+    time, dose = rng.uniform(0, 3), rng.uniform(0.7, 1.3)
     image, labels = _body(points), np.zeros(shape, np.uint8)
 
     for intensity, balls in _bowel(rng):
         image = _mix(image, intensity, _distance(points, balls), voxel)
-    for label, (balls, intensity, uptake) in enumerate(_ANATOMY.values(), start=1):
-        distance = _distance(points, _vary(rng, balls))
-        image = _mix(image, intensity + uptake * contrast + rng.normal(0, 8), distance, voxel)
-        labels[distance < 0] = label
-    noise = rng.normal(0, rng.uniform(15, 25), shape)
+    plain = {part.organ: rng.uniform(*part.plain) for part in _ANATOMY}
+    for part in _ANATOMY:
+        distance = _distance(points, _vary(rng, part.balls))
+        intensity = plain[part.organ] + dose * np.interp(time, range(4), part.uptake)
+        image = _mix(image, intensity, distance, voxel)
+        labels[distance < 0] = ORGANS.get(part.organ, 0)
+    noise = rng.normal(0, rng.uniform(10, 35), shape)
     return (image + noise).astype(np.float32), labels
 
 
@@ -72,8 +89,8 @@ def voxel_size(shape: tuple[int, int, int]) -> tuple[float, float, float]:
 def write_dataset(
     raw_folder: str | Path,
     dataset_name: str = "Dataset900_Phantom",
-    num_labeled: int = 5,
-    num_unlabeled: int = 32,
+    num_labeled: int = 2,
+    num_unlabeled: int = 40,
     num_test: int = 8,
     seed: int = 0,
     shape: tuple[int, int, int] = (32, 40, 48),

@@ -26,19 +26,21 @@ def read_dice(summary: Path) -> dict[str, float]:
 
 
 def compare(dice: dict[str, dict[str, float]]) -> DataFrame:
-    """A row an organ and, last, their mean; a column for each of the two titles, and their "difference".
+    """A row an organ and, last, their mean; a column a title.
 
     dice: title, e.g. "nnU-Net" -> organ -> mean Dice.
     """
     table = DataFrame(dice)
     table.loc["mean"] = table.mean()
-    return table.assign(difference=table.iloc[:, 1] - table.iloc[:, 0])
+    return table
 
 
 def table(dice: DataFrame) -> str:
     """As text, three decimals."""
-    lines = [f"{'':16}" + "".join(f"{title:>12}" for title in dice)]
-    lines += [f"{organ:16}{a:12.3f}{b:12.3f}{change:+12.3f}" for organ, a, b, change in dice.itertuples()]
+    widths = [max(len(title), 10) + 2 for title in dice]
+    lines = [f"{'':16}" + "".join(f"{title:>{width}}" for title, width in zip(dice, widths, strict=True))]
+    for organ, *values in dice.itertuples():
+        lines.append(f"{organ:16}" + "".join(f"{v:{width}.3f}" for v, width in zip(values, widths, strict=True)))
     rule = "-" * len(lines[0])
     return "\n".join([lines[0], rule, *lines[1:-1], rule, lines[-1]])
 
@@ -60,7 +62,7 @@ def draw(raw: Path, predictions: dict[str, Path], dice: DataFrame, path: Path) -
     for title, folder in predictions.items():
         columns[f"{title}\n(mean Dice of all test scans {dice[title]['mean']:.2f})"] = _read(folder / truth_file.name)
 
-    figure = Figure(figsize=(14, 6.4), layout="constrained")
+    figure = Figure(figsize=(17, 6.4), layout="constrained")
     axes = figure.subplots(2, len(columns))
     for axis, name in enumerate(("axial", "coronal")):
         index = _most_organs(truth, axis)

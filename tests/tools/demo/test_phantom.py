@@ -39,18 +39,17 @@ def test_types_and_range(cases):
         assert (image.dtype, labels.dtype, image.shape) == (np.float32, np.uint8, labels.shape)
         assert np.isfinite(image).all()
         assert image.min() > -1200
-        assert image.max() < 500
+        assert image.max() < 700
 
 
 def test_every_organ_is_in_every_patient(cases):
-    assert len(ORGANS) >= 8
     for _, labels in cases:
         assert volumes(labels).min() >= 5, dict(zip(ORGANS, volumes(labels), strict=True))
 
 
 def test_organs_differ_in_size(cases):
     mean = np.mean([volumes(labels) for _, labels in cases], axis=0)
-    assert mean.max() > 20 * mean.min()
+    assert mean.max() > 5 * mean.min()
 
 
 def test_organs_touch(cases):
@@ -80,21 +79,30 @@ def test_organs_stay_inside_the_scan(cases):
 
 
 def test_left_and_right_are_the_patients(cases):
-    """x grows to the patient's left: the liver is on the right, each kidney on its own side of the spine."""
+    """x grows to the patient's left: the liver is on the right, each kidney on its own side of the vessels."""
     for _, labels in cases:
-        x = {organ: np.argwhere(labels == label)[:, 2].mean() for organ, label in ORGANS.items()}
-        assert x["liver"] < x["spine"] < x["spleen"]
-        assert x["kidney_right"] < x["spine"] < x["kidney_left"]
-        assert x["adrenal_right"] < x["spine"] < x["adrenal_left"]
+        x = {organ: np.argwhere(labels == label)[:, 2] for organ, label in ORGANS.items()}
+        assert x["liver"].mean() < x["vessels"].mean() < x["spleen"].mean()
+        assert x["kidneys"].min() < x["vessels"].min()
+        assert x["vessels"].max() < x["kidneys"].max()
 
 
 def test_surfaces_are_soft():
-    """Partial volume: between spine and fat there are voxels that are neither."""
+    """Partial volume: between kidney and fat there are voxels that are neither."""
     image, labels = make_case(0)
-    spine = labels == ORGANS["spine"]
-    inner = spine[:, 1:-1] & spine[:, 2:] & spine[:, :-2]
-    surface = spine[:, 1:-1] & ~inner
+    kidneys = labels == ORGANS["kidneys"]
+    inner = kidneys[:, 1:-1] & kidneys[:, 2:] & kidneys[:, :-2]
+    surface = kidneys[:, 1:-1] & ~inner
     assert image[:, 1:-1][surface].mean() < image[:, 1:-1][inner].mean() - 20
+
+
+def test_scans_differ_in_the_time_of_the_contrast_agent(cases):
+    """In some the vessels are far brighter than the liver, in others they are not."""
+    vessels, liver = (
+        np.array([image[labels == ORGANS[organ]].mean() for image, labels in cases]) for organ in ("vessels", "liver")
+    )
+    assert (vessels > liver + 60).any()
+    assert (vessels < liver + 20).any()
 
 
 def test_same_seed_same_voxels():
