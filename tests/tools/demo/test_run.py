@@ -5,7 +5,6 @@ import json
 import os
 import shutil
 import sys
-import sysconfig
 from itertools import pairwise
 from pathlib import Path
 
@@ -150,10 +149,8 @@ def test_the_second_training_of_nnunet_has_the_time_of_dvcl(tmp_path, monkeypatc
 
 
 @pytest.mark.slow
-def test_quick_demo_through_the_commands(tmp_path, capsys):
+def test_quick_demo_through_the_commands(warm_commands, tmp_path, capsys):
     """nnU-Net's own commands, each a process of its own: of one training, the others differ in names alone."""
-    if shutil.which("nnUNetv2_train", path=sysconfig.get_path("scripts")) is None:
-        pytest.skip("nnU-Net's commands are not installed in this environment")
     assert main(["demo", "--quick", "-o", str(tmp_path)]) == 0
     shown = capsys.readouterr().out
     assert "$ nnUNetv2_train 900 2d_demo all -tr nnUNetTrainerDVCL -device" in shown
