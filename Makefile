@@ -5,8 +5,9 @@ INSTALLED := $(VENV)/.installed
 
 .PHONY: test demo bench docs lint format clean
 
-# One thread: on a small machine the threads of torch only get in each other's way.
+# One thread, and none that spins: on a small machine the threads of torch only get in each other's way.
 test: export OMP_NUM_THREADS = 1
+test: export OMP_WAIT_POLICY = passive
 test: lint
 	$(VENV)/bin/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 

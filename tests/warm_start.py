@@ -30,7 +30,8 @@ HEAVY = "torch._dynamo torch.distributed.fsdp scipy.stats sklearn.metrics skimag
 def server(folder: Path) -> Iterator[Callable[..., list[str]]]:
     """Starts the process that forks; gives ``warm(*words)``, the command line that has the words done by a fork."""
     address = folder / "socket"
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    # what OpenMP reads when it is loaded; threads that spin make a busy machine several times slower
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
     process = subprocess.Popen([sys.executable, __file__, "serve", address], env=environment)
     try:
         while not address.exists():
