@@ -99,7 +99,7 @@ def cps_over_twice_nnunet(size: Size, device: torch.device, repeats: int) -> Com
 def weak_strong_over_same_view(size: Size, device: torch.device, repeats: int) -> Comparison:
     """What pseudo-labels of a weak view cost: two runs without gradient, mixing, nnU-Net's loss on each level."""
     with empty_folders():
-        weak_strong = start_trainer(nnUNetTrainerCPS, size, device)
+        weak_strong = start_trainer(nnUNetTrainerCPS, size, device, views="weak_strong")
         same = start_trainer(nnUNetTrainerCPS_SameView, size, device)
         scales = _scales(same)
         two, one = (labeled_batch(size, size.batch_size, scales, views) for views in (2, 1))

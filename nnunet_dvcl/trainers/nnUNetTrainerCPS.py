@@ -46,7 +46,8 @@ class CPSConfig(PseudoLabelsConfig, TwinsConfig):
 class nnUNetTrainerCPS(PseudoLabels, Twins, nnUNetTrainerSSL):
     """Two networks of one plan, each supervised by the labels and by the other's pseudo-labels: DVCL, Eq. 1-3.
 
-    The paper makes a pseudo-label on the view that it is learned on: `nnUNetTrainerCPS_SameView`.
+    Pseudo-labels weigh as much as labels, by nnU-Net's own loss, and are learned on mixed patches (CutMix). With the
+    paper's weight, loss and patches: `nnUNetTrainerCPS_SameView`.
     """
 
     config_class: ClassVar[type[CPSConfig]] = CPSConfig

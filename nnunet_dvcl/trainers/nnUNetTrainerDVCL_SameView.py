@@ -1,4 +1,4 @@
-"""CPS, HqCL and DVCL to the paper's letter: a pseudo-label is made on the view that it is learned on."""
+"""CPS, HqCL and DVCL to the paper's letter: a pseudo-label is learned on the very patch that it is made on."""
 
 from __future__ import annotations
 

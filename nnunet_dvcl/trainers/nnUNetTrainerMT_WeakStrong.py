@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from nnunet_dvcl.options import choice
 from nnunet_dvcl.trainers.base import (
     EMATeacher,
     EMATeacherConfig,
@@ -23,6 +24,8 @@ from nnunet_dvcl.trainers.base import (
 
 class MTWeakStrongConfig(PseudoLabelsConfig, EMATeacherConfig):
     """It has no values beside those of its parts."""
+
+    views: choice("same", "weak_strong") = "weak_strong"  # the teacher's view is a weak one
 
 
 class nnUNetTrainerMT_WeakStrong(PseudoLabels, EMATeacher, nnUNetTrainerSSL):

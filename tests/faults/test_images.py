@@ -174,7 +174,7 @@ def test_one_labeled_and_one_unlabeled_case(start, tiny_dataset):
     batch, unlabeled = next(trainer.dataloader_train), next(trainer.dataloader_unlabeled)
     assert list(batch["keys"]) == ["case_0"] * 2
     assert list(unlabeled["keys"]) == ["scan_0"] * 5
-    assert unlabeled["data"].shape == (5, 2, 16, 16, 16), "a weak and a strong view"
+    assert unlabeled["data"].shape == (5, 1, 16, 16, 16)
     output = trainer.train_step(batch)
     assert math.isfinite(output["total"])
     assert output["skipped_steps"] == 0

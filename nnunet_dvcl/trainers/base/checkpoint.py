@@ -63,7 +63,7 @@ def read_ssl_state(filename: str, trainer: str, config: TrainingConfig, device: 
     state, saved_by = _as_of_today(SSLState(**checkpoint["ssl_state"]), config)
     if state.trainer != trainer and saved_by == trainer:
         raise UserError(
-            f"{filename} is from before {trainer} made its pseudo-labels on weak views. To go on with it as it began, "
+            f"{filename} is from before {trainer} learned pseudo-labels at full weight. To go on with it as it began, "
             f"rename the folder {trainer}__... to {state.trainer}__... and use -tr {state.trainer}."
         )
     if state.trainer != trainer:

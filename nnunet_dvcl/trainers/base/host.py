@@ -25,6 +25,7 @@ from nnunet_dvcl.voxels.gathering import gather_rows
 class HostConfig(FeaturesConfig, PseudoLabelsConfig, EMATeacherConfig):
     """What a method that stands on one of two hosts adds."""
 
+    views: choice("same", "weak_strong") = "weak_strong"  # as the papers: a label of a weak view
     host: choice("native", "cps") = "native"  # what the contrast stands on: the base of its paper, or two networks
     contrastive_weight: Weight = 1.0  # of the contrast, as its paper gives it
     contrastive_start: Share = 0.0  # share of training before the contrast begins

@@ -1,4 +1,4 @@
-"""The part of a trainer that learns from pseudo-labels: made on a weak view, learned on a strong and mixed one."""
+"""The part of a trainer that learns from pseudo-labels: made on patches as they are, or a weak view, learned mixed."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from nnunet_dvcl.voxels.cutmix import CutMix, draw_cutmix
 class PseudoLabelsConfig(SSLConfig):
     """What learning from pseudo-labels adds."""
 
-    views: choice("same", "weak_strong") = "weak_strong"  # pseudo-labels are made on the student's view, or a weak one
+    views: choice("same", "weak_strong") = "same"  # pseudo-labels are made on the student's view, or a weak one
     cutmix_probability: Share = 0.5  # chance of an unlabeled patch to get a box of another one; 0: no mixing
     pseudo_label_loss: choice("ce", "nnunet") = "nnunet"  # cross entropy at full resolution, or nnU-Net's whole loss
     consistency_weight: Weight = 1.0  # λ_u; 1: pseudo-labels weigh as much as labels
@@ -34,10 +34,10 @@ class PseudoLabelsConfig(SSLConfig):
 class PseudoLabels:
     """Each student learns what its teacher says of the unlabeled patches.
 
-    Teachers look at the weak view, without gradient and in the networks' training mode; students at the strong one, in
-    which boxes have changed places between unlabeled patches (CutMix). Image, pseudo-label and mask of valid voxels
-    move together. The loss is nnU-Net's own, on each level of deep supervision; voxels without a pseudo-label take no
-    part in it.
+    Teachers look at the patches, or at a weak view of them, without gradient and in the networks' training mode;
+    students at the patches in which boxes have changed places between unlabeled ones (CutMix). Image, pseudo-label and
+    mask of valid voxels move together. The loss is nnU-Net's own, on each level of deep supervision; voxels without a
+    pseudo-label take no part in it.
     """
 
     config: PseudoLabelsConfig

@@ -36,15 +36,15 @@ PAPER = {
     "consistency_start": 0.0,
     "rampup_fraction": 1.0,
 }
-WEAK_STRONG = {
-    "views": "weak_strong",
+FULL_WEIGHT = {
+    "views": "same",
     "cutmix_probability": 0.5,
     "pseudo_label_loss": "nnunet",
     "consistency_weight": 1.0,
     "consistency_start": 0.05,
     "rampup_fraction": 0.15,
 }
-CPS = SSL | {"independent_intensities": False} | WEAK_STRONG
+CPS = SSL | {"independent_intensities": False} | FULL_WEIGHT
 DVCL = CPS | {
     "contrastive_weight": 0.1,
     "distance_weight": 0.3,
@@ -116,7 +116,7 @@ def test_every_key_can_be_overridden():
     assert from_ssl(other).model_dump() == other
 
 
-@pytest.mark.parametrize("ssl", [{}, {"views": "same"}, {"views": "weak_strong", "cutmix_probability": 0.0}])
+@pytest.mark.parametrize("ssl", [{}, {"views": "weak_strong", "cutmix_probability": 0.0}])
 def test_intensities_of_their_own_are_for_one_view(ssl):
     with pytest.raises(UserError, match=r"To use it, set ssl\.views=\"same\" and ssl\.cutmix_probability=0"):
         from_ssl(ssl | {"independent_intensities": True})

@@ -39,7 +39,7 @@ def _step_of(trainer):
 @pytest.mark.parametrize("trainer_class", [nnUNetTrainerCPS, nnUNetTrainerDVCL, nnUNetTrainerMT_WeakStrong])
 @pytest.mark.parametrize("configuration", ["2d_tiny", "3d_tiny"])
 def test_teachers_see_unlabeled_weak_views_and_students_everything_strong(start, trainer_class, configuration):
-    trainer = start(trainer_class, configuration, cutmix_probability=0.0)
+    trainer = start(trainer_class, configuration, views="weak_strong", cutmix_probability=0.0)
     step, _, seen = _step_of(trainer)
     weak, strong = step.image.chunk(2, dim=1)
     assert not torch.equal(weak, strong)
@@ -53,7 +53,7 @@ def test_teachers_see_unlabeled_weak_views_and_students_everything_strong(start,
 
 
 def test_pseudo_labels_are_the_other_networks_on_the_weak_view(start):
-    trainer = start(nnUNetTrainerCPS, "2d_tiny", cutmix_probability=0.0)
+    trainer = start(nnUNetTrainerCPS, "2d_tiny", views="weak_strong", cutmix_probability=0.0)
     batch, unlabeled = next(trainer.dataloader_train), next(trainer.dataloader_unlabeled)
     weak = unlabeled["data"].chunk(2, dim=1)[0]
     with torch.no_grad():
@@ -206,7 +206,7 @@ def test_a_checkpoint_of_before_without_a_trainer_of_its_own_says_which_values_t
     same |= {"consistency_weight": 0.1, "rampup_fraction": 1.0}
     file = str(tmp_path / "checkpoint_latest.pth")
     _of_before(start(nnUNetTrainerDVCL_noQDS, "2d_tiny", **same), file)
-    with pytest.raises(UserError, match=r"ssl\.views: same there, weak_strong here"):
+    with pytest.raises(UserError, match=r"ssl\.cutmix_probability: 0\.0 there, 0\.5 here"):
         build_trainer(nnUNetTrainerDVCL_noQDS, "2d_tiny").load_checkpoint(file)
     resumed = build_trainer(nnUNetTrainerDVCL_noQDS, "2d_tiny", **same)
     resumed.load_checkpoint(file)
