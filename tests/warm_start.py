@@ -1,7 +1,7 @@
 """Commands in forks of one process that has imported what nnU-Net stands on: to import it takes longer than they do.
 
 Neither nnunetv2 nor nnunet_dvcl is imported before the fork: a command sees its own environment and its own checkout.
-nnU-Net's worker processes are threads here, for the same reason.
+nnU-Net's worker processes are threads here, for the same reason. For Linux.
 This file is a script, too: ``serve`` is the process that forks, anything else a command, which is run by a fork.
 """
 
@@ -67,7 +67,7 @@ def serve(address: str) -> list[str]:
                         return become(**json.loads(message), files=files)
                     for file in files:
                         os.close(file)
-                    client.send(json.dumps(pid).encode())
+                    client.send(b"%d\n" % pid)
                     clients[pid], forks[client] = client, pid
                     ready.register(client, selectors.EVENT_READ)
                     ready.register(os.pidfd_open(pid), selectors.EVENT_READ, pid)
@@ -83,7 +83,7 @@ def serve(address: str) -> list[str]:
                     with contextlib.suppress(KeyError):
                         ready.unregister(client)
                     with contextlib.suppress(OSError):
-                        client.send(json.dumps(status).encode())
+                        client.send(b"%d\n" % status)
                     client.close()
 
 
@@ -129,14 +129,14 @@ def run(words: list[str]) -> int | None:
 
 def ask(address: str, words: list[str]) -> int:
     """Has the words done with this process's environment, folder and files; its exit status is theirs."""
-    with socket.socket(socket.AF_UNIX) as server:
+    with socket.socket(socket.AF_UNIX) as server, server.makefile() as answers:
         server.connect(address)
         message = {"words": words, "environment": dict(os.environ), "folder": os.getcwd()}
         socket.send_fds(server, [json.dumps(message).encode()], [0, 1, 2])
-        pid = json.loads(server.recv(100))
+        pid = int(answers.readline())
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda number, _: os.killpg(pid, number))
-        status = json.loads(server.recv(100) or "1")
+        status = int(answers.readline() or 1)
     if status < 0:
         signal.signal(-status, signal.SIG_DFL)
         os.kill(os.getpid(), -status)
