@@ -36,7 +36,7 @@ from nnunet_dvcl.tools.experiment.runner import run_experiment
 from nnunet_dvcl.tools.experiment.runs import State, Workplace, all_runs
 from nnunet_dvcl.tools.pilot.folders import Folders
 from nnunet_dvcl.tools.pilot.picture import draw
-from nnunet_dvcl.tools.pilot.schedule import Schedule, Timing, duration, fit
+from nnunet_dvcl.tools.pilot.schedule import ENOUGH, Schedule, Timing, duration, fit, needed
 from nnunet_dvcl.tools.pilot.timing import FEW_STEPS, time_trainers
 from nnunet_dvcl.tools.pilot.verdict import Verdict, judge
 from nnunet_dvcl.tools.running.command import Command
@@ -239,14 +239,18 @@ class Pilot:
         """Fitted once: a pilot that goes on has the schedule that it was begun with."""
         file = self._schedule_file
         if not file.is_file():
-            configuration = self.dataset.plans(self.plans).get_configuration(self.configuration).configuration
-            config = TrainingConfig.from_plans(configuration)
-            longest = Schedule(config.num_epochs, config.num_iterations_per_epoch, config.num_val_iterations_per_epoch)
             number = len(self.devices)
             left = self.hours * 3600 - duration([t.training(FEW_STEPS) for t in timings.values()], number)
-            schedule = fit(list(timings.values()), len(self.folds), number, left, longest)
+            schedule = fit(list(timings.values()), len(self.folds), number, left, self._longest)
             write_json({"hours": self.hours, "schedule": asdict(schedule)}, str(file))
         return Schedule(**load_json(str(file))["schedule"])
+
+    @property
+    def _longest(self) -> Schedule:
+        """What the configuration itself asks for."""
+        configuration = self.dataset.plans(self.plans).get_configuration(self.configuration).configuration
+        config = TrainingConfig.from_plans(configuration)
+        return Schedule(config.num_epochs, config.num_iterations_per_epoch, config.num_val_iterations_per_epoch)
 
     @property
     def _schedule_file(self) -> Path:
@@ -265,6 +269,13 @@ class Pilot:
         for trainer, timing in timings.items():
             print(f"   {trainer}: {timing.step:.2g} s a step, {in_words(timing.training(schedule))} a training")
         seconds = duration([timings[run.row.trainer].training(schedule) for run in waiting], len(self.devices))
+        enough = self._longest.shortened(ENOUGH)
+        if schedule.steps < enough.steps:
+            hours = needed(list(timings.values()), len(self.folds), len(self.devices), enough) / 3600
+            print(
+                f"   So few steps may end before a difference shows: {enough.steps} take about {hours:.2g} hours. To "
+                "have them, stop here, and give --hours and another -o."
+            )
         print(f"   Left: about {in_words(seconds)}, until {datetime.now() + timedelta(seconds=seconds):%a %H:%M}")
         variables = " ".join(f"{name}={shlex.quote(value)}" for name, value in folders.variables.items())
         print(f"   More of it: {variables} {Command('nnunet_dvcl', 'experiment', 'status', place.experiment.file)}")
@@ -273,7 +284,7 @@ class Pilot:
         cases = read_cases(place)
         write_report(place, self.root / "report")
         dice = _dice_of_cases(collect(place, cases).cases, self.trainers)
-        verdict = judge(dice, schedule.steps)
+        verdict = judge(dice, schedule.steps, self._longest.steps)
         with plain_style():
             save_image(draw(dice, verdict.sentence), self.root / "pilot.png", dpi=150)
         return verdict

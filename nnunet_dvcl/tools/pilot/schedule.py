@@ -10,6 +10,8 @@ from nnunet_dvcl.errors import UserError
 
 LEAST = 100
 """Steps: a shorter training, of networks that begin with random weights, says nothing."""
+ENOUGH = 1000
+"""Steps: a shorter training may end before a difference shows. Ours."""
 _EPOCHS = 20  # of a short training; a longer one has more, of as many steps as the configuration gives them
 
 
@@ -59,6 +61,11 @@ def duration(trainings: Sequence[float], num_devices: int) -> float:
     return max(free)
 
 
+def needed(timings: Sequence[Timing], num_folds: int, num_devices: int, schedule: Schedule) -> float:
+    """Seconds until each trainer has been trained in each fold."""
+    return duration([timing.training(schedule) for timing in timings] * num_folds, num_devices)
+
+
 def fit(timings: Sequence[Timing], num_folds: int, num_devices: int, seconds: float, longest: Schedule) -> Schedule:
     """The longest training that each trainer can have in each fold, in the time that there is for all.
 
@@ -71,19 +78,18 @@ def fit(timings: Sequence[Timing], num_folds: int, num_devices: int, seconds: fl
         UserError: not even `LEAST` steps fit in; says how many hours they need.
     """
 
-    def needed(steps: int) -> float:
-        schedule = longest.shortened(steps)
-        return duration([timing.training(schedule) for timing in timings] * num_folds, num_devices)
+    def seconds_of(steps: int) -> float:
+        return needed(timings, num_folds, num_devices, longest.shortened(steps))
 
     fitting, too_many = 0, longest.steps + 1
     while too_many - fitting > 1:
         middle = (fitting + too_many) // 2
-        fitting, too_many = (middle, too_many) if needed(middle) <= seconds else (fitting, middle)
+        fitting, too_many = (middle, too_many) if seconds_of(middle) <= seconds else (fitting, middle)
     least = min(LEAST, longest.steps)
     if fitting < least:
         raise UserError(
             f"The time is too short: {num_folds * len(timings)} trainings of {least} steps, fewer than which say "
-            f"nothing, take {needed(least) / 3600:.2g} hours, and {max(seconds, 0) / 3600:.2g} are left after the "
+            f"nothing, take {seconds_of(least) / 3600:.2g} hours, and {max(seconds, 0) / 3600:.2g} are left after the "
             "timing, which is kept. Give more --hours; or fewer --trainers or a smaller configuration, and another -o."
         )
     return longest.shortened(fitting)

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from pandas import DataFrame
 
 from nnunet_dvcl.tools.experiment.statistics import compare, holm
+from nnunet_dvcl.tools.pilot.schedule import ENOUGH
 
 LEVEL = 0.05
 """Of significance."""
@@ -46,14 +47,16 @@ class _Row(NamedTuple):
         return f"{self.trainer} {what} (mean Dice {self.mean:.3f}, {numbers}, {p})"
 
 
-def judge(dice: DataFrame, steps: int) -> Verdict:
+def judge(dice: DataFrame, steps: int, longest: int) -> Verdict:
     """The test is Wilcoxon's signed-rank test, two-sided, paired over the cases, corrected by Holm's procedure.
 
-    With so few cases that no outcome could be significant the higher mean decides, and the sentence says so.
+    With so few cases that no outcome could be significant the higher mean decides, and the sentence says so. With so
+    few steps that a difference may not show yet, nothing is decided unless a trainer helps already.
 
     Args:
         dice: a line a case, a column a trainer, the baseline first; nan where a case has no value.
         steps: of each training.
+        longest: steps of a full training.
     """
     baseline, *others = dice.columns
     means = dice.mean()
@@ -68,7 +71,9 @@ def judge(dice: DataFrame, steps: int) -> Verdict:
     few = max(row.num_cases for row in rows) < least
     better = [row for row in rows if row.difference > 0 and (few or row.effect > 0)]
     trainer = max(better, key=lambda row: row.difference).trainer if better else baseline
-    if few:
+    if steps < min(ENOUGH, longest) and not any(row.effect > 0 for row in rows):
+        trainer, lead = None, "Too early to tell, give more --hours and another -o"
+    elif few:
         lead = f"Only a tendency, as no test can tell with fewer than {least} cases: take {trainer}"
     elif any(row.effect for row in rows):
         lead = f"Take {trainer}"

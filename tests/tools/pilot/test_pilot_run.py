@@ -99,7 +99,14 @@ def test_with_too_little_time_more_can_be_given(fakes, capsys):
     words = [*WORDS[:5], "--devices", "cpu", "--hours"]
     assert main([*words, "0.02"]) == 1
     assert "The time is too short: 10 trainings of 100 steps" in capsys.readouterr().err
-    assert main([*words, "1"]) == 0
+    assert main([*words, "2"]) == 0
+    assert "So few steps" not in capsys.readouterr().out
+
+
+def test_few_steps_are_told_with_the_hours_that_enough_of_them_take(fakes, capsys):
+    """5 folds of 1000 steps and 20 epochs of both trainers, by their timings: 5 · (230 + 660) s."""
+    assert main(WORDS) == 0
+    assert "before a difference shows: 1000 take about 1.2 hours" in capsys.readouterr().out
 
 
 def test_a_training_that_fails_is_told_and_gives_no_verdict(fakes, capsys):
