@@ -16,7 +16,7 @@ PAGE = (Path(__file__).parents[2] / "docs/getting-started.md").read_text()
 FIRST_RUN, _, _ = PAGE.partition("## 7. Train in earnest")
 TINY = ", shape=(16, 16, 16))"  # instead of 32 x 40 x 48 voxels
 FOLDER_TREE = ("nnUNet_raw/", "├", "│", "└", "    ")
-INSTALLING = ("git", "cd", "pip")
+INSTALLING = ("git", "cd", "pip", "export", "mkdir")
 
 
 def commands_and_output(page: str) -> Iterator[tuple[list[list[str]], list[str]]]:
