@@ -195,8 +195,7 @@ def test_every_network_takes_the_labels_of_the_previous_stage(start, predicted, 
     trainer = start(trainer_class, "cascade_tiny", 0)
     assert trainer.folder_with_segs_from_previous_stage == trainer.previous_stage().labeled
     batch = next(trainer.dataloader_train)
-    views = 1 if trainer_class is nnUNetTrainerSupervised else 2  # a weak and a strong one, each with the labels
-    assert batch["data"].shape == (2, views * (1 + 2), 16, 16, 16)
+    assert batch["data"].shape == (2, 1 + 2, 16, 16, 16)
     assert math.isfinite(float(trainer.train_step(batch)["loss"]))
     for network in (trainer.network, *getattr(trainer, "students", dict)().values()):
         assert next(unwrap(network).parameters()).shape[1] == 1 + 2

@@ -22,6 +22,7 @@ def clock(monkeypatch):
 
 def epochs_saved(trainer, clock, minutes: float, epochs: int) -> list[int]:
     """After which epochs `checkpoint_latest.pth` is another one; epochs take so many minutes."""
+    trainer.logger.plot_progress_png = lambda folder: None  # takes longer than the epoch
     latest = Path(trainer.output_folder) / "checkpoint_latest.pth"
     saved, found = [], None
     for epoch in range(1, epochs + 1):
