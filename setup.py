@@ -76,7 +76,15 @@ setup(
         "tqdm>=4.66",
     ],
     extras_require={
-        "test": ["faiss-cpu", "hypothesis", "pytest>=7", "pytest-timeout", "pytest-xdist", "ruff", "setuptools>=70.1"]
+        "test": [
+            "faiss-cpu",
+            "hypothesis",
+            "pytest>=7",
+            "pytest-timeout",
+            "pytest-xdist>=3.8",
+            "ruff",
+            "setuptools>=70.1",
+        ]
     },
     packages=find_packages(include=["nnunet_dvcl*"]),
     # Said explicitly, it makes the editable install one line with this folder's path; setuptools would otherwise add an

@@ -23,7 +23,7 @@ from nnunet_dvcl.trainers.base import (
 
 
 class MTWeakStrongConfig(PseudoLabelsConfig, EMATeacherConfig):
-    """It has no values beside those of its parts."""
+    """Where the teacher looks; all else are values of the parts."""
 
     views: choice("same", "weak_strong") = "weak_strong"  # the teacher's view is a weak one
 

@@ -245,7 +245,7 @@ class Pilot:
             write_json({"hours": self.hours, "schedule": asdict(schedule)}, str(file))
         return Schedule(**load_json(str(file))["schedule"])
 
-    @property
+    @cached_property
     def _longest(self) -> Schedule:
         """What the configuration itself asks for."""
         configuration = self.dataset.plans(self.plans).get_configuration(self.configuration).configuration
