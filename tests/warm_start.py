@@ -46,45 +46,64 @@ def server(folder: Path) -> Iterator[Callable[..., list[str]]]:
 # --------------------------------------------------------------------------- the process that forks
 
 
+class Forks:
+    """The commands that run, each with the connection of the client that waits for it."""
+
+    def __init__(self):
+        self.ready = selectors.DefaultSelector()
+        self.clients: dict[int, socket.socket] = {}  # by process
+
+    def start(self, listener: socket.socket) -> list[str] | None:
+        """Forks for the next client. Returns the command's words in the fork, None in this process."""
+        client, _ = listener.accept()
+        message, files, _, _ = socket.recv_fds(client, 1 << 20, 3)
+        pid = os.fork()
+        if pid == 0:
+            for held in (client, *self.clients.values()):
+                held.close()
+            return become(**json.loads(message), files=files)
+        for file in files:
+            os.close(file)
+        client.send(b"%d\n" % pid)
+        self.clients[pid] = client
+        self.ready.register(client, selectors.EVENT_READ, lambda: self.kill(pid))
+        ended = os.pidfd_open(pid)
+        self.ready.register(ended, selectors.EVENT_READ, lambda: self.reap(pid, ended))
+        return None
+
+    def kill(self, pid: int) -> None:
+        """The client was killed: so is its command."""
+        if pid not in self.clients:  # both have ended at once
+            return
+        self.ready.unregister(self.clients[pid])
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(pid, signal.SIGKILL)
+
+    def reap(self, pid: int, ended: int) -> None:
+        """Tells the client how its command has ended."""
+        self.ready.unregister(ended)
+        os.close(ended)
+        status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        with self.clients.pop(pid) as client:
+            with contextlib.suppress(KeyError):  # it was killed
+                self.ready.unregister(client)
+            with contextlib.suppress(OSError):
+                client.send(b"%d\n" % status)
+
+
 def serve(address: str) -> list[str]:
-    """Forks for each client, and tells it how its command has ended. Returns in each fork, with the command's words."""
+    """Forks for each client. Returns in each fork, with the command's words."""
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
-    ready, clients, forks = selectors.DefaultSelector(), {}, {}
+    forks = Forks()
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(f"{address}.new")
         listener.listen()
         os.rename(f"{address}.new", address)  # there, and listening
-        ready.register(listener, selectors.EVENT_READ)
+        forks.ready.register(listener, selectors.EVENT_READ, lambda: forks.start(listener))
         while True:
-            for key, _ in ready.select():
-                if key.fileobj is listener:
-                    client, _ = listener.accept()
-                    message, files, _, _ = socket.recv_fds(client, 1 << 20, 3)
-                    pid = os.fork()
-                    if pid == 0:
-                        for held in (client, *clients.values()):
-                            held.close()
-                        return become(**json.loads(message), files=files)
-                    for file in files:
-                        os.close(file)
-                    client.send(b"%d\n" % pid)
-                    clients[pid], forks[client] = client, pid
-                    ready.register(client, selectors.EVENT_READ)
-                    ready.register(os.pidfd_open(pid), selectors.EVENT_READ, pid)
-                elif key.data is None:  # the client was killed: so is its command
-                    ready.unregister(key.fileobj)
-                    with contextlib.suppress(ProcessLookupError):
-                        os.killpg(forks[key.fileobj], signal.SIGKILL)
-                else:
-                    ready.unregister(key.fileobj)
-                    os.close(key.fileobj)
-                    status = os.waitstatus_to_exitcode(os.waitpid(key.data, 0)[1])
-                    client = clients.pop(key.data)
-                    with contextlib.suppress(KeyError):
-                        ready.unregister(client)
-                    with contextlib.suppress(OSError):
-                        client.send(b"%d\n" % status)
-                    client.close()
+            for key, _ in forks.ready.select():
+                if words := key.data():
+                    return words
 
 
 def become(words: list[str], environment: dict[str, str], folder: str, files: list[int]) -> list[str]:
