@@ -118,7 +118,7 @@ def _names_of_others(ours: dict[str, type]) -> set[str]:
 
 
 def check_folders() -> Iterator[Finding]:
-    """nnU-Net's three folders: set, there, writable, and with room."""
+    """nnU-Net's three folders: set, there or to be made by nnU-Net, writable, and with room."""
     for variable in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
         yield _check_folder(variable)
 
@@ -127,14 +127,23 @@ def _check_folder(variable: str) -> Finding:
     folder = os.environ.get(variable)
     if not folder:
         return Finding("FAIL", f"{variable} is not set", f"export {variable}=/path/to/{variable}")
-    if not os.path.isdir(folder):
+    to_be_made = variable != "nnUNet_raw" and not os.path.lexists(folder)  # nnU-Net makes these two
+    if not (to_be_made or os.path.isdir(folder)):
         return Finding("FAIL", f"{variable}={folder} is not a folder", f"mkdir -p '{folder}', or correct {variable}")
+    place = next(str(path) for path in (Path(folder).absolute(), *Path(folder).absolute().parents) if path.is_dir())
     try:
         # Not os.access: it knows neither read-only mounts of every kind nor quotas.
-        tempfile.TemporaryFile(dir=folder).close()
+        tempfile.TemporaryFile(dir=place).close()
     except OSError as error:
         level = "warn" if variable == "nnUNet_raw" else "FAIL"  # no training writes there
-        return Finding(level, f"{variable}={folder} is not writable: {error.strerror}", f"chmod u+w '{folder}'")
+        cannot = f"is not there, and {place} is not writable" if to_be_made else "is not writable"
+        return Finding(level, f"{variable}={folder} {cannot}: {error.strerror}", f"chmod u+w '{place}'")
+    if to_be_made:
+        return Finding(
+            "warn",
+            f"{variable}={folder} is not there yet",
+            f"nothing, if it is new: nnU-Net makes it; else correct {variable}",
+        )
     free = shutil.disk_usage(folder).free / 1e9
     if free < LOW_DISK_GB:
         return Finding("warn", f"{variable}={folder}: only {free:.1f} GB free", "make room, or move the folder")

@@ -152,12 +152,27 @@ class TestFolders:
         assert failure.text == f"{name} is not set"
         assert f"export {name}=" in failure.remedy
 
-    @pytest.mark.parametrize("name", FOLDERS)
-    def test_not_there(self, name, folders):
-        (folders / name).rmdir()
+    def test_no_raw_data(self, folders):
+        (folders / "nnUNet_raw").rmdir()
         failure = only_failure(doctor.check_folders())
-        assert str(folders / name) in failure.text
+        assert str(folders / "nnUNet_raw") in failure.text
         assert failure.remedy.startswith("mkdir")
+
+    @pytest.mark.parametrize("name", FOLDERS[1:])
+    def test_what_nnunet_makes_keeps_no_training_from_starting(self, name, folders, monkeypatch):
+        monkeypatch.setenv(name, str(folders / "new" / name))
+        (finding,) = [finding for finding in doctor.check_folders() if "not there yet" in finding.text]
+        assert finding.level == "warn"
+        assert str(folders / "new" / name) in finding.text
+        assert not (folders / "new").exists()
+
+    @pytest.mark.parametrize("name", FOLDERS[1:])
+    def test_what_nnunet_cannot_make(self, name, folders, monkeypatch):
+        (folders / "file").touch()
+        monkeypatch.setenv(name, str(folders / "file"))
+        assert "is not a folder" in only_failure(doctor.check_folders()).text
+        monkeypatch.setenv(name, "/proc/new")
+        assert "/proc is not writable" in only_failure(doctor.check_folders()).text
 
     @pytest.mark.parametrize(("name", "level"), list(zip(FOLDERS, ("warn", "FAIL", "FAIL"), strict=True)))
     def test_not_writable(self, name, level, folders, monkeypatch):
