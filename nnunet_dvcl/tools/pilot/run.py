@@ -36,7 +36,7 @@ from nnunet_dvcl.tools.experiment.runner import run_experiment
 from nnunet_dvcl.tools.experiment.runs import State, Workplace, all_runs
 from nnunet_dvcl.tools.pilot.folders import Folders
 from nnunet_dvcl.tools.pilot.picture import draw
-from nnunet_dvcl.tools.pilot.schedule import ENOUGH, Schedule, Timing, duration, fit, needed
+from nnunet_dvcl.tools.pilot.schedule import ENOUGH, START, Schedule, Timing, duration, fit, needed
 from nnunet_dvcl.tools.pilot.timing import FEW_STEPS, time_trainers
 from nnunet_dvcl.tools.pilot.verdict import Verdict, judge
 from nnunet_dvcl.tools.running.command import Command
@@ -131,6 +131,7 @@ class Pilot:
             if self.root.exists() and any(self.root.iterdir()):
                 raise UserError(f"{self.root} is neither empty nor a pilot: give another folder with -o.")
             self._check_data()
+            self._check_hours()
             self.root.mkdir(parents=True, exist_ok=True)
             write_json(wanted, str(file))
         made = load_json(str(file))
@@ -163,6 +164,16 @@ class Pilot:
                 "put them there. Withheld labels are compared with nnunet_dvcl experiment."
             )
         self.folds  # noqa: B018 - raises with too few cases
+
+    def _check_hours(self) -> None:
+        """What no machine can do is refused before the timing, which tells the rest."""
+        number = len(self.trainers) * (1 + len(self.folds))  # each is timed in a training of its own
+        least = duration([START] * number, len(self.devices)) / 3600
+        if self.hours < least:
+            raise UserError(
+                f"--hours {self.hours:g} is too short: {number} trainings, of which {len(self.trainers)} measure the "
+                f"time of a step, take {least:.1g} hours for nnU-Net's start alone. A small pilot takes half an hour."
+            )
 
     @cached_property
     def folds(self) -> list[Fold]:

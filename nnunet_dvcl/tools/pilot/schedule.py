@@ -12,6 +12,8 @@ LEAST = 100
 """Steps: a shorter training, of networks that begin with random weights, says nothing."""
 ENOUGH = 1000
 """Steps: a shorter training may end before a difference shows. Ours."""
+START = 5
+"""Seconds: no training takes less, on any machine, until nnU-Net has begun its first step."""
 _EPOCHS = 20  # of a short training; a longer one has more, of as many steps as the configuration gives them
 
 

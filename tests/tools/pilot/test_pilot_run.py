@@ -103,6 +103,14 @@ def test_with_too_little_time_more_can_be_given(fakes, capsys):
     assert "So few steps" not in capsys.readouterr().out
 
 
+def test_hours_that_do_not_hold_the_start_of_the_trainings_are_refused_before_anything(fakes, tiny_dataset, capsys):
+    """Two trainings to time and ten of the pilot, five seconds each at least."""
+    assert main([*WORDS[:5], "--devices", "cpu", "--hours", "0.016"]) == 1
+    assert "--hours 0.016 is too short: 12 trainings" in capsys.readouterr().err
+    assert not list(tiny_dataset.results.rglob("*"))
+    assert not fakes.calls
+
+
 def test_few_steps_are_told_with_the_hours_that_enough_of_them_take(fakes, capsys):
     """5 folds of 1000 steps and 20 epochs of both trainers, by their timings: 5 · (230 + 660) s."""
     assert main(WORDS) == 0
