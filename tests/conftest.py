@@ -103,6 +103,30 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], None]], Path]:
+    """``made_once(name, make)``: the folder that ``make(folder)`` has filled, for all processes of pytest-xdist.
+
+    The one that needs it first makes it, the others wait. Read only.
+    """
+    from nnunet_dvcl.lock import locked
+
+    base = tmp_path_factory.getbasetemp()
+    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+    def get(name: str, make: Callable[[Path], None]) -> Path:
+        folder, done = base / f"once_{name}", base / f"once_{name}.done"
+        with locked(folder.with_suffix(".lock")):
+            if not done.exists():
+                shutil.rmtree(folder, ignore_errors=True)  # of a process that failed
+                folder.mkdir()
+                make(folder)
+                done.touch()
+        return folder
+
+    return get
+
+
+@pytest.fixture(scope="session")
 def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., list[str]]]:
     """``warm("nnUNetv2_train", ...)``: a command line that does the same and starts in a second. See warm_start.py."""
     with server(tmp_path_factory.mktemp("warm")) as warm:
@@ -118,24 +142,22 @@ def warm_commands(warm: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.fixture(scope="session")
-def tiny_originals(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], TinyDataset]:
+def tiny_originals(made_once: Callable) -> Callable[[str], TinyDataset]:
     """Label mode -> the data set, made when it is first asked for."""
 
     @cache
-    def make(label_mode: str) -> TinyDataset:
-        tiny = TinyDataset(tmp_path_factory.mktemp("tiny"))
-        if label_mode != "labels":
-            shutil.copytree(make("labels").root, tiny.root, dirs_exist_ok=True)
-            _change_labels(tiny, label_mode)
-            return tiny
-        _write_raw(tiny)
-        # nnU-Net's planner takes the number of workers for torch's number of threads, which cannot be 0.
-        with mock.patch.dict(os.environ, {**tiny.env, "nnUNet_n_proc_DA": "1"}):
-            _plan_and_preprocess(tiny)
-        _add_tiny_configurations(tiny)
-        return tiny
+    def get(label_mode: str) -> TinyDataset:
+        if label_mode == "labels":
+            return TinyDataset(made_once("tiny_labels", _make_tiny))
+        labels = get("labels")
 
-    return make
+        def make(folder: Path) -> None:
+            shutil.copytree(labels.root, folder, dirs_exist_ok=True)
+            _change_labels(TinyDataset(folder), label_mode)
+
+        return TinyDataset(made_once(f"tiny_{label_mode}", make))
+
+    return get
 
 
 @pytest.fixture(scope="session")
@@ -163,26 +185,14 @@ def tiny_dataset(
 
 
 @pytest.fixture(scope="session")
-def _cascade_original(_tiny_original: TinyDataset, tmp_path_factory: pytest.TempPathFactory) -> TinyDataset:
+def _cascade_original(_tiny_original: TinyDataset, made_once: Callable) -> TinyDataset:
     """The data set with ``3d_lowres_tiny`` (spacing 1.5) and ``cascade_tiny``, preprocessed by nnU-Net itself."""
-    tiny = TinyDataset(tmp_path_factory.mktemp("cascade"))
-    shutil.copytree(_tiny_original.root, tiny.root, dirs_exist_ok=True)
-    plans = tiny.plans
-    plans["configurations"] |= {
-        "3d_lowres_tiny": {
-            "inherits_from": "3d_tiny",
-            "data_identifier": "nnUNetPlans_3d_lowres_tiny",
-            "spacing": [1.5, 1.5, 1.5],
-            "next_stage": "cascade_tiny",
-        },
-        "cascade_tiny": {"inherits_from": "3d_tiny", "previous_stage": "3d_lowres_tiny"},
-    }
-    tiny.write_plans(plans)
-    from nnunetv2.experiment_planning import plan_and_preprocess_api as api
 
-    with mock.patch.dict(os.environ, tiny.env), threads_for_processes():
-        api.preprocess_dataset(901, configurations=["3d_lowres_tiny"], num_processes=[1], show_progress_bar=False)
-    return tiny
+    def make(folder: Path) -> None:
+        shutil.copytree(_tiny_original.root, folder, dirs_exist_ok=True)
+        _add_cascade(TinyDataset(folder))
+
+    return TinyDataset(made_once("cascade", make))
 
 
 @pytest.fixture
@@ -243,6 +253,33 @@ def as_numpy(tiny_dataset):
     for file in folder.glob("*.b2nd"):
         file.unlink()
     return nnUNetDatasetNumpy
+
+
+def _make_tiny(folder: Path) -> None:
+    tiny = TinyDataset(folder)
+    _write_raw(tiny)
+    # nnU-Net's planner takes the number of workers for torch's number of threads, which cannot be 0.
+    with mock.patch.dict(os.environ, {**tiny.env, "nnUNet_n_proc_DA": "1"}):
+        _plan_and_preprocess(tiny)
+    _add_tiny_configurations(tiny)
+
+
+def _add_cascade(tiny: TinyDataset) -> None:
+    plans = tiny.plans
+    plans["configurations"] |= {
+        "3d_lowres_tiny": {
+            "inherits_from": "3d_tiny",
+            "data_identifier": "nnUNetPlans_3d_lowres_tiny",
+            "spacing": [1.5, 1.5, 1.5],
+            "next_stage": "cascade_tiny",
+        },
+        "cascade_tiny": {"inherits_from": "3d_tiny", "previous_stage": "3d_lowres_tiny"},
+    }
+    tiny.write_plans(plans)
+    from nnunetv2.experiment_planning import plan_and_preprocess_api as api
+
+    with mock.patch.dict(os.environ, tiny.env), threads_for_processes():
+        api.preprocess_dataset(901, configurations=["3d_lowres_tiny"], num_processes=[1], show_progress_bar=False)
 
 
 def _write_raw(tiny: TinyDataset) -> None:

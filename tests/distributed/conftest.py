@@ -13,8 +13,6 @@ import pytest
 import ranks
 import torch
 
-from nnunet_dvcl.lock import locked
-
 
 class Results(NamedTuple):
     """What the jobs returned; the whole trainings were not done by one rank."""
@@ -28,15 +26,11 @@ class Results(NamedTuple):
 
 
 @pytest.fixture(scope="session")
-def results(tiny_originals, _cascade_original, tmp_path_factory) -> Results:
-    """Computed by the process of pytest-xdist that needs them first, and read by the others."""
-    base = tmp_path_factory.getbasetemp()
-    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "ranks"
-    file = folder / "results.pth"
-    with locked(folder / "results.lock"):
-        if not file.exists():
-            torch.save(tuple(_compute(tiny_originals, _cascade_original, folder)), file)
-    return Results(*torch.load(file, weights_only=False))
+def results(tiny_originals, _cascade_original, made_once) -> Results:
+    def make(folder: Path) -> None:
+        torch.save(tuple(_compute(tiny_originals, _cascade_original, folder)), folder / "results.pth")
+
+    return Results(*torch.load(made_once("ranks", make) / "results.pth", weights_only=False))
 
 
 def _compute(tiny_originals, cascade_original, folder: Path) -> Results:

@@ -83,7 +83,7 @@ class Commands:
         return torch.load(file, map_location="cpu", weights_only=False)
 
     def copy(self, root: Path) -> Commands:
-        shutil.copytree(self.tiny.root, root)
+        shutil.copytree(self.tiny.root, root, dirs_exist_ok=True)
         return replace(self, tiny=type(self.tiny)(root), variables={})
 
 
@@ -136,12 +136,15 @@ def without_data(tmp_path: Path, warm) -> Commands:
 
 
 @pytest.fixture(scope="session")
-def trained(_untrained: Commands, tmp_path_factory) -> Commands:
+def trained(_untrained: Commands, made_once: Callable) -> Commands:
     """3d_short and 2d_short, each trained with nnUNetTrainerDVCL. Shared by all tests: read only."""
-    commands = _untrained.copy(tmp_path_factory.mktemp("end_to_end") / "trained")
-    replace(commands, warm=None).train("3d_short")
-    commands.train("2d_short")
-    return commands
+
+    def make(folder: Path) -> None:
+        commands = _untrained.copy(folder)
+        replace(commands, warm=None).train("3d_short")
+        commands.train("2d_short")
+
+    return replace(_untrained, tiny=type(_untrained.tiny)(made_once("trained", make)))
 
 
 @pytest.fixture
