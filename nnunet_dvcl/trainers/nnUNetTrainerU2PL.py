@@ -21,8 +21,6 @@ class U2PLConfig(HostConfig):
     """What unreliable pseudo-labels add."""
 
     pseudo_label_loss: choice("ce", "nnunet") = "ce"  # as published
-    consistency_start: Share = 0.01  # share of training with labels alone
-    rampup_fraction: Share = 0.0  # as published
     contrastive_weight: Weight = 0.1  # λ_c, of the contrast. Paper
     unreliable_share: Share = 0.2  # α_0, the most uncertain unlabeled voxels at first; falls to 0 over the training
     num_anchors: Count = 256  # M, anchors of a class
