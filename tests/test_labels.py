@@ -258,6 +258,7 @@ def test_what_is_decided_and_how_likely_it_is(labels, with_ignore):
     torch.testing.assert_close(given.decision_logits(logits).softmax(1), decisions)
 
     classes = torch.randint(-1, given.num_classes, (2, 3, 4))
+    classes[0, 0, 0] = -1  # of 24 drawn ones none need be
     decided = given.decided(classes)
     assert decided.shape == (2, given.num_decisions, 3, 4)
     target = given.to_target(classes)

@@ -80,10 +80,11 @@ def judge(dice: DataFrame, steps: int, longest: int) -> Verdict:
     else:
         lead = f"They do not differ, so take {baseline}, which costs least"
     corrected = ", corrected by Holm's procedure" if len(rows) > 1 else ""
+    against = "it" if trainer == baseline else baseline
     others = "; ".join(row.describe(few) for row in rows)
     return Verdict(
         trainer,
-        f"{lead}: against {baseline} (mean Dice {means[baseline]:.3f}) {others}; two-sided Wilcoxon signed-rank test, "
+        f"{lead}: against {against} (mean Dice {means[baseline]:.3f}) {others}; two-sided Wilcoxon signed-rank test, "
         f"paired over the validation cases{corrected}, {steps} steps a training.",
     )
 

@@ -31,14 +31,14 @@ def test_helps():
 def test_harms():
     verdict = judge(dice(DVCL=NOISE - 0.05), 2000, LONG)
     assert verdict.trainer == "Supervised"
-    assert verdict.sentence.startswith("Take Supervised: against Supervised (mean Dice 0.650) DVCL harms (mean")
+    assert verdict.sentence.startswith("Take Supervised: against it (mean Dice 0.650) DVCL harms (mean")
     assert "-0.050, better in 0 of 12 cases, p < 0.001)" in verdict.sentence
 
 
 def test_does_not_differ():
     verdict = judge(dice(DVCL=NOISE), 2000, LONG)
     assert verdict.trainer == "Supervised"
-    assert verdict.sentence.startswith("They do not differ, so take Supervised, which costs least: against")
+    assert verdict.sentence.startswith("They do not differ, so take Supervised, which costs least: against it (")
     assert "DVCL does not differ (mean Dice 0.650, +0.000, better in 6 of 12 cases, p = 1.000)" in verdict.sentence
 
 
