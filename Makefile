@@ -8,6 +8,8 @@ INSTALLED := $(VENV)/.installed
 # One thread, and none that spins: on a small machine the threads of torch only get in each other's way.
 test: export OMP_NUM_THREADS = 1
 test: export OMP_WAIT_POLICY = passive
+# Empty is off: what one process has compiled the others read.
+test: export PYTHONDONTWRITEBYTECODE =
 test: lint
 	$(VENV)/bin/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
@@ -32,11 +34,11 @@ format: $(INSTALLED)
 	$(VENV)/bin/ruff format .
 	$(VENV)/bin/ruff check --fix .
 
-# Editable: a changed source file needs no new install.
+# Editable: a changed source file needs no new install. To compile all of torch takes a minute; what is imported is enough.
 $(INSTALLED): setup.py pyproject.toml nnunet_dvcl/nnunet_dvcl.pth
 	@echo "Installing into $(VENV), once: about 3 minutes, 6 GB"
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --disable-pip-version-check -e '.[test]'
+	$(VENV)/bin/python -m pip install --disable-pip-version-check --no-compile -e '.[test]'
 	touch $@
 
 # Only what this file made under its own names: a $(VENV) from elsewhere stays.
