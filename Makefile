@@ -34,7 +34,7 @@ format: $(INSTALLED)
 	$(VENV)/bin/ruff format .
 	$(VENV)/bin/ruff check --fix .
 
-# Editable: a changed source file needs no new install. To compile all of torch takes a minute; what is imported is enough.
+# Editable: a changed source file needs no new install. Not compiled: most of torch is never imported, and takes a minute.
 $(INSTALLED): setup.py pyproject.toml nnunet_dvcl/nnunet_dvcl.pth
 	@echo "Installing into $(VENV), once: about 3 minutes, 6 GB"
 	$(PYTHON) -m venv $(VENV)

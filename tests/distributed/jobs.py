@@ -39,7 +39,7 @@ METHODS = (
 OTHERS = ("MT", "UAMT", "DAN", "DTC", "SASSNet", "CLD", "DHC", "U2PL", "CCL", "UGPCL", "BaCon")
 ON_CPS = ("U2PL", "CCL", "UGPCL", "BaCon")  # once more on their other host
 # draws that take everything of one network
-OF_ONE_NETWORK = {"num_anchors": 640, "num_negatives": 640, "contrastive_start": 0.0}
+OF_ONE_NETWORK = {"num_anchors": 640, "num_negatives": 2600, "contrastive_start": 0.0}
 OF_TWO_SIDES = {"num_anchors": 1280, "bank_capacity": 8}  # half of the anchors of each side; a mean a step
 # nor to rounding, which a steep surface makes larger
 WITHOUT_CHANCE = {

@@ -102,6 +102,14 @@ def test_the_most_uncertain_are_not_learned_from(start, label_mode, progress):
     assert torch.equal(learned, step.unlabeled & ~dropped)
 
 
+@pytest.mark.parametrize(("progress", "weight"), [(0.04, 0.0), (0.21, 2.0)])
+def test_labels_alone_are_learned_at_first(start, progress, weight):
+    """A teacher that knows nothing yet says background, and the student would be taught to be sure of it."""
+    trainer = start(nnUNetTrainerU2PL, "2d_tiny")
+    term = trainer.ssl_terms(noise_step(trainer, progress))["pseudo_labels"]
+    assert term.weight == pytest.approx(weight)
+
+
 def test_the_loss_is_a_mean_over_reliable_voxels(start):
     trainer = start(nnUNetTrainerU2PL, "2d_tiny")
     step = noise_step(trainer, 0.0)

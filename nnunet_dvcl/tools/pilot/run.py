@@ -172,7 +172,7 @@ class Pilot:
         if self.hours < least:
             raise UserError(
                 f"--hours {self.hours:g} is too short: {number} trainings, of which {len(self.trainers)} measure the "
-                f"time of a step, take {least:.1g} hours for nnU-Net's start alone. A small pilot takes half an hour."
+                f"time of a step, take {least:.1g} hours for nnU-Net's start alone. Give more."
             )
 
     @cached_property
