@@ -89,6 +89,12 @@ class TinyDataset:
         plans_manager = PlansManager(self.plans)
         return plans_manager, plans_manager.get_configuration(configuration)
 
+    def read_what_scans_depend_on(self) -> tuple[dict[str, bytes], set[str]]:
+        """File name -> content, of all that their preprocessing reads; and the formats of the labeled cases."""
+        files = (*self.preprocessed.glob("*.json"), *self.raw.glob("*.json"), *self.images.iterdir())
+        formats = {file.suffix for file in self.preprocessed.glob("nnUNetPlans_*/*")}
+        return {str(file.relative_to(self.root)): file.read_bytes() for file in files}, formats
+
     def write_plans(self, plans: dict) -> None:
         (self.preprocessed / "nnUNetPlans.json").write_text(json.dumps(plans))
 
@@ -204,16 +210,33 @@ def cascade_dataset(tiny_dataset: TinyDataset, _cascade_original: TinyDataset) -
     return tiny_dataset
 
 
+@pytest.fixture(scope="session")
+def with_scans(tiny_originals: Callable, made_once: Callable) -> Callable[[str], TinyDataset]:
+    """Label mode -> the data set with its scans preprocessed for 2d and 3d_fullres. Shared by all tests: read only."""
+
+    @cache
+    def get(label_mode: str) -> TinyDataset:
+        def make(folder: Path) -> None:
+            shutil.copytree(tiny_originals(label_mode).root, folder, dirs_exist_ok=True)
+            tiny = TinyDataset(folder)
+            with mock.patch.dict(os.environ, tiny.env):
+                _preprocess_scans(tiny)
+
+        return TinyDataset(made_once(f"scans_{label_mode}", make))
+
+    return get
+
+
 @pytest.fixture
-def build_trainer(tiny_dataset):
+def build_trainer(tiny_dataset, with_scans, label_mode):
     """``build_trainer(TrainerClass, configuration="3d_tiny", fold="all", continue_training=False, **ssl)``, on CPU."""
     import torch
 
-    from nnunet_dvcl.data import preprocess_unlabeled
-
-    # in this process: a pool of workers takes seconds to start
-    preprocess_unlabeled(tiny_dataset.name, "3d_fullres", num_processes=1)
-    preprocess_unlabeled(tiny_dataset.name, "2d", num_processes=1)
+    made = with_scans(label_mode)
+    if tiny_dataset.read_what_scans_depend_on() == made.read_what_scans_depend_on():
+        for folder in made.preprocessed.glob("*_unlabeled"):
+            shutil.copytree(folder, tiny_dataset.preprocessed / folder.name, dirs_exist_ok=True)
+    _preprocess_scans(tiny_dataset)
 
     def build(trainer_class, configuration="3d_tiny", fold="all", continue_training=False, **ssl):
         plans = tiny_dataset.plans
@@ -253,6 +276,14 @@ def as_numpy(tiny_dataset):
     for file in folder.glob("*.b2nd"):
         file.unlink()
     return nnUNetDatasetNumpy
+
+
+def _preprocess_scans(tiny: TinyDataset) -> None:
+    """Those that are not yet; in this process: a pool of workers takes seconds to start."""
+    from nnunet_dvcl.data import preprocess_unlabeled
+
+    for configuration in ("3d_fullres", "2d"):
+        preprocess_unlabeled(tiny.name, configuration, num_processes=1)
 
 
 def _make_tiny(folder: Path) -> None:

@@ -13,6 +13,7 @@ import importlib
 import importlib.metadata
 import json
 import os
+import runpy
 import selectors
 import signal
 import site
@@ -130,17 +131,22 @@ def become(words: list[str], environment: dict[str, str], folder: str, files: li
 
 
 def run(words: list[str]) -> int | None:
-    """The entry point of a command, as the script that pip writes calls it; ours, also where it is not installed."""
+    """The entry point of a command, as the script that pip writes calls it; ours, also where it is not installed.
+
+    Or what follows ``python``: ``-u -m module ...``.
+    """
     from thread_pools import threads_for_processes
 
-    sys.argv = words
-    if words[0] == "nnunet_dvcl":
-        main = importlib.import_module("nnunet_dvcl.cli").main
-    else:
-        (entry,) = importlib.metadata.entry_points(group="console_scripts", name=words[0])
-        main = entry.load()
     with threads_for_processes():
-        return main()
+        if "-m" in words[:2]:
+            sys.argv = words[words.index("-m") + 1 :]
+            runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+            return 0
+        sys.argv = words
+        if words[0] == "nnunet_dvcl":
+            return importlib.import_module("nnunet_dvcl.cli").main()
+        (entry,) = importlib.metadata.entry_points(group="console_scripts", name=words[0])
+        return entry.load()()
 
 
 # --------------------------------------------------------------------------- a client

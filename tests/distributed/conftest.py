@@ -51,6 +51,7 @@ def _compute(tiny_originals, cascade_original, folder: Path) -> Results:
         tinies["labels"].write_plans(cascade_original.plans)
         todo |= jobs.of_a_cascade(tinies["labels"])
         torch.save(todo, folder / "jobs.pth")
-        torch.multiprocessing.spawn(ranks.spawned, (2, folder), nprocs=2)
+        # forks: torch and nnU-Net are imported already
+        torch.multiprocessing.start_processes(ranks.start, (2, folder), nprocs=2, start_method="fork")
     two = [torch.load(folder / f"rank_{rank}.pth", weights_only=False) for rank in range(2)]
     return Results(two, one, tinies["labels"].results)

@@ -40,9 +40,11 @@ from nnunet_dvcl.voxels.draws import draw_per_class, draw_voxels
 TIMEOUT = timedelta(minutes=5)  # ranks that wait for each other are found out
 
 
-def spawned(rank: int, ranks: int, folder: Path) -> None:
+def start(rank: int, ranks: int, folder: Path) -> None:
     """One rank: does the jobs of ``jobs.pth``, leaves what they return in ``rank_<rank>.pth``."""
     torch.set_num_threads(1)
+    random.seed()  # a fork goes on with the numbers of its parent, a new process has its own
+    np.random.seed()
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=ranks, timeout=TIMEOUT)
     torch.save(do(torch.load(folder / "jobs.pth", weights_only=False)), folder / f"rank_{rank}.pth")
     dist.destroy_process_group()

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import socket
 import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -51,7 +52,7 @@ class nnUNetTrainerKilledOnce(nnUNetTrainerDVCL):
 
 
 @pytest.mark.slow
-def test_two_machines_go_on_from_the_last_checkpoint_after_a_worker_is_killed(tiny_dataset, tmp_path):
+def test_two_machines_go_on_from_the_last_checkpoint_after_a_worker_is_killed(tiny_dataset, tmp_path, warm):
     plans = tiny_dataset.plans
     plans["configurations"]["2d_tiny"]["ssl"] = SSL
     tiny_dataset.write_plans(plans)
@@ -69,7 +70,10 @@ def test_two_machines_go_on_from_the_last_checkpoint_after_a_worker_is_killed(ti
         "PYTHONPATH": os.pathsep.join((str(ROOT), os.environ.get("PYTHONPATH", ""))),
         "GLOO_SOCKET_IFNAME": "lo",
     }
-    outputs = _run_machines(2, environment, tmp_path)
+    python = tmp_path / "python"  # torchrun's workers
+    python.write_text(f'#!/bin/sh\nexec {shlex.join(warm())} "$@"\n')
+    python.chmod(0o755)
+    outputs = _run_machines(2, {**environment, "PYTHON_EXEC": str(python)}, tmp_path, warm)
 
     fold = tiny_dataset.results / tiny_dataset.name / "nnUNetTrainerKilledOnce__nnUNetPlans__2d_tiny/fold_0"
     assert (tiny_dataset.results / "killed_1").exists()
@@ -85,17 +89,17 @@ def test_two_machines_go_on_from_the_last_checkpoint_after_a_worker_is_killed(ti
     assert sum(output.count("Preprocessing 3 of 3 unlabeled scans") for output in outputs) <= 1
 
 
-def _run_machines(number: int, environment: dict[str, str], folder: Path) -> list[str]:
+def _run_machines(number: int, environment: dict[str, str], folder: Path, warm: Callable[..., list[str]]) -> list[str]:
     """What torchrun prints on each; every one has to end well."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [
-        *(sys.executable, "-m", "torch.distributed.run", "--nnodes", str(number), "--nproc_per_node", "1"),
+    command = warm(
+        *("torchrun", "--nnodes", number, "--nproc_per_node", "1"),
         *("--rdzv_backend", "c10d", "--rdzv_endpoint", f"127.0.0.1:{port}", "--rdzv_id", "test"),
         *("--local_addr", "127.0.0.1", "--max_restarts", "3"),
         *("-m", "nnunet_dvcl.train", "901", "2d_tiny", "0", "-tr", "nnUNetTrainerKilledOnce", "-device", "cpu"),
-    ]
+    )
     logs = [folder / f"machine_{machine}.log" for machine in range(number)]
     machines = []
     try:

@@ -1,7 +1,7 @@
 """nnU-Net's own commands, each in a process of its own, on a copy of the tiny data set.
 
-Most are forks of a process that has imported torch (warm_start.py). From nothing, as a user's, start: the first
-training, those that are killed, and what runs without the plugin.
+Most are forks of a process that has imported torch (warm_start.py). From nothing, as a user's, start the first training
+and what runs without the plugin.
 """
 
 from __future__ import annotations

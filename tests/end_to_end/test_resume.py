@@ -20,7 +20,7 @@ def kill_when(commands, condition: Callable[[], bool], configuration: str, *opti
     """``nnUNetv2_train``, ended by ``kill -9`` as soon as `condition` holds; returns what it printed until then."""
     log = commands.tiny.root / "killed.log"
     with open(log, "w") as file:
-        command = commands.training(configuration, *options)
+        command = commands.warm(*commands.training(configuration, *options))  # ends with the client that is killed
         process = commands.start(*command, stdout=file, stderr=subprocess.STDOUT)
         while process.poll() is None and not condition():
             time.sleep(0.0005)

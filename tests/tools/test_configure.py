@@ -347,9 +347,8 @@ def test_killed_while_writing_keeps_the_old_plans(write, plans_file, monkeypatch
     assert not list(plans_file.parent.glob("*.partial"))
 
 
-def test_the_command_line(tiny_dataset):
-    main = "import sys; from nnunet_dvcl.cli import main; sys.exit(main())"
-    command = [sys.executable, "-c", main, "configure", "-d", "901", "-c", "3d_tiny", "--name", "own"]
+def test_the_command_line(tiny_dataset, warm):
+    command = warm("nnunet_dvcl", "configure", "-d", "901", "-c", "3d_tiny", "--name", "own")
     options = {"capture_output": True, "text": True, "cwd": Path(__file__).parents[2]}
     done = subprocess.run([*command, "batch_size=3", "ssl.num_epochs=20"], **options, check=True)
     assert "ssl.num_epochs=20" in done.stdout

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from nnunet_dvcl.networks import full_resolution, unwrap
 
-STEPS = 25
+STEPS = 15
 SHORT = SMALL | {
     "initial_lr": 0.02,
     "num_iterations_per_epoch": STEPS,

@@ -2,7 +2,6 @@
 
 import copy
 import itertools
-import shutil
 
 import pytest
 import torch
@@ -13,7 +12,6 @@ from nnunetv2.training.nnUNetTrainer.variants.network_architecture.nnUNetTrainer
 )
 
 import nnunet_dvcl.trainers as trainers
-from nnunet_dvcl.data import preprocess_unlabeled
 from nnunet_dvcl.trainers import (
     nnUNetTrainerCPS,
     nnUNetTrainerDVCL,
@@ -26,30 +24,10 @@ TRAINERS = [name for name in trainers.__all__ if name != "nnUNetTrainerSSL"]
 PATCHES = {"2d": [16, 16], "3d": [8, 8, 8]}
 
 
-@pytest.fixture(scope="module")
-def datasets(tiny_originals, tmp_path_factory):
-    """Label mode -> the data set with its scans preprocessed. Shared by all cells: read only."""
-    made = {}
-
-    def get(label_mode: str):
-        if label_mode not in made:
-            original = tiny_originals(label_mode)
-            tiny = made[label_mode] = type(original)(tmp_path_factory.mktemp("contract") / "tiny")
-            shutil.copytree(original.root, tiny.root)
-            with pytest.MonkeyPatch.context() as patch:
-                for name, value in tiny.env.items():
-                    patch.setenv(name, value)
-                for configuration in ("2d", "3d_fullres"):
-                    preprocess_unlabeled(tiny.name, configuration, num_processes=1)
-        return made[label_mode]
-
-    return get
-
-
 @pytest.fixture
-def builder(datasets, label_mode, tmp_path, monkeypatch):
+def builder(with_scans, label_mode, tmp_path, monkeypatch):
     """``builder(trainer_class, dimension, **ssl)``: builds trainers on the CPU, on plans with four tiny stages."""
-    tiny = datasets(label_mode)
+    tiny = with_scans(label_mode)
     for name, value in {**tiny.env, "nnUNet_results": str(tmp_path)}.items():
         monkeypatch.setenv(name, value)
 
