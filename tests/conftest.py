@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from small_values import SMALL
 from thread_pools import threads_for_processes
-from warm_start import server
+from warm_start import server, small_pictures
 
 NAME = "Dataset901_Tiny"
 LABELED = tuple(f"case_{i}" for i in range(6))
@@ -101,6 +101,10 @@ class TinyDataset:
     def write_splits(self, *splits: dict) -> None:
         """``splits_final.json``, one dict a fold."""
         (self.preprocessed / "splits_final.json").write_text(json.dumps(splits))
+
+
+def pytest_configure() -> None:
+    small_pictures()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

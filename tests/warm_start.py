@@ -24,7 +24,17 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-HEAVY = "torch._dynamo torch.distributed.fsdp scipy.stats sklearn.metrics skimage.morphology seaborn SimpleITK pandas"
+HEAVY = (
+    "torch._dynamo torch.distributed.fsdp scipy.stats sklearn.metrics skimage.morphology seaborn SimpleITK pandas "
+    "dynamic_network_architectures.architectures.primus nibabel pydantic"
+)
+
+
+def small_pictures() -> None:
+    """nnU-Net's picture of each epoch, 30 x 54 inches, else takes longer than all else here."""
+    import matplotlib
+
+    matplotlib.rcParams["figure.dpi"] = 10
 
 
 @contextlib.contextmanager
@@ -173,5 +183,6 @@ if __name__ == "__main__":
         sys.exit(ask(sys.argv[1], sys.argv[2:]))
     for module in HEAVY.split():
         importlib.import_module(module)
+    small_pictures()
     gc.freeze()  # else each fork's garbage collection copies all of this
     sys.exit(run(serve(sys.argv[2])))

@@ -6,7 +6,7 @@ import math
 import pytest
 
 from benchmarks import __main__ as command
-from benchmarks import epochs
+from benchmarks import epochs, start_up
 from benchmarks.compare import CPU
 from benchmarks.parts import search_over_faiss
 from benchmarks.report import write_report
@@ -15,7 +15,7 @@ from benchmarks.sizes import SIZES
 from benchmarks.steps import METHODS, method_over_supervised
 from nnunet_dvcl import trainers
 
-NAMES = tuple(command.benchmarks_of(SIZES["tiny"], CPU, 1))
+NAMES = tuple(name for name in command.benchmarks_of(SIZES["tiny"], CPU, 1) if name != "start-up-found")
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -25,6 +25,15 @@ def test_each_comparison_measures_both_sides(name, monkeypatch):
     assert result.size == "tiny"
     assert math.isfinite(result.ratio)
     assert result.ratio > 0
+
+
+def test_the_other_start_up_is_of_nnunets_other_trainer(monkeypatch):
+    """Two trainings that start from nothing are enough: those of start-up."""
+    trained = []
+    monkeypatch.setattr(start_up.subprocess, "run", lambda words, **_: trained.append(words[words.index("-tr") + 1]))
+    result = command.benchmarks_of(SIZES["tiny"], CPU, 1)["start-up-found"]()
+    assert set(trained) == {"nnUNetTrainerDVCL", "nnUNetTrainer_10epochs"}
+    assert "nnUNetTrainer_10epochs" in result.name
 
 
 def test_the_dense_head_gives_the_same_values():

@@ -1,7 +1,7 @@
 """nnU-Net's own commands, each in a process of its own, on a copy of the tiny data set.
 
-Most are forks of a process that has imported torch (warm_start.py). From nothing, as a user's, start the first training
-and what runs without the plugin.
+They are forks of a process that has imported torch (warm_start.py). From nothing, as a user's, starts what runs without
+the plugin; a training does in the benchmark of the start-up.
 """
 
 from __future__ import annotations
@@ -141,7 +141,7 @@ def trained(_untrained: Commands, made_once: Callable) -> Commands:
 
     def make(folder: Path) -> None:
         commands = _untrained.copy(folder)
-        replace(commands, warm=None).train("3d_short")
+        commands.train("3d_short")
         commands.train("2d_short")
 
     return replace(_untrained, tiny=type(_untrained.tiny)(made_once("trained", make)))
