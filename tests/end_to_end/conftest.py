@@ -28,7 +28,7 @@ FOLD_0 = {"train": ["case_0", "case_1", "case_2"], "val": ["case_5"], "unlabeled
 class Commands:
     """What a user types, in the folders of `tiny`."""
 
-    tiny: object  # TinyDataset of tests/conftest.py
+    tiny: object  # TinyDataset of tiny_data.py
     variables: dict[str, str] = field(default_factory=dict)
     warm: Callable[..., list[str]] | None = None  # makes the command line of a warm start
 

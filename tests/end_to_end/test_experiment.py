@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import yaml
 from small_values import SMALL
+from tiny_data import read_image
 
 from nnunet_dvcl.cli import main
-from tests.conftest import read_image
 from tests.end_to_end.conftest import ROOT
 
 pytestmark = pytest.mark.slow

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tiny_data import read_image, write_image
 
 from nnunet_dvcl.cli import main
 from nnunet_dvcl.errors import UserError
@@ -21,7 +22,6 @@ from nnunet_dvcl.tools.experiment.results import collect
 from nnunet_dvcl.tools.experiment.runner import run_experiment
 from nnunet_dvcl.tools.experiment.runs import all_runs
 from nnunet_dvcl.tools.experiment.statistics import PairedTest, compare
-from tests.conftest import read_image, write_image
 
 GOLDEN = Path(__file__).parent / "golden_report.md"
 TEST = {"labeled": ["50%"], "folds": 2, "test": 0.5}

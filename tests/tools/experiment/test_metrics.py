@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from nnunetv2.evaluation.evaluate_predictions import compute_metrics
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
+from tiny_data import write_image
 
 from nnunet_dvcl.errors import UserError
 from nnunet_dvcl.tools.experiment import metrics
 from nnunet_dvcl.tools.experiment.metrics import measure, measure_files, measure_folders
-from tests.conftest import write_image
 
 SPACING = (2.0, 1.0, 1.0)
 DATASET = {"labels": {"background": 0, "a": 1, "b": 2}, "file_ending": ".nii.gz", "channel_names": {"0": "CT"}}

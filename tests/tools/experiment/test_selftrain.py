@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tiny_data import read_image, write_image
 
 from nnunet_dvcl.errors import UserError
 from nnunet_dvcl.tools import selftrain
@@ -14,7 +15,6 @@ from nnunet_dvcl.tools.experiment.runner import run_experiment
 from nnunet_dvcl.tools.experiment.runs import all_runs
 from nnunet_dvcl.tools.running import command as commands
 from nnunet_dvcl.tools.selftrain import ignore_label, ignore_voxels, is_certain
-from tests.conftest import read_image, write_image
 
 SPLIT = {"train": ["case_0", "case_1"], "val": ["case_5"], "unlabeled": ["case_3"]}
 LABELS = {"labels": {"background": 0, "a": 1, "b": 2}, "file_ending": ".nii.gz", "channel_names": {"0": "CT"}}

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tiny_data import read_image, write_image
 
 from nnunet_dvcl.cli import main
 from nnunet_dvcl.data import preprocess_unlabeled
@@ -20,7 +21,6 @@ from nnunet_dvcl.tools.pilot import run, timing
 from nnunet_dvcl.tools.pilot.run import Pilot
 from nnunet_dvcl.tools.pilot.schedule import Schedule, Timing
 from nnunet_dvcl.tools.running import command as commands
-from tests.conftest import read_image, write_image
 from tests.tools.experiment.conftest import Fakes
 
 WORDS = ("pilot", "-d", "901", "-c", "2d_tiny", "--hours", "1", "--devices", "cpu")
