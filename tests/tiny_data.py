@@ -86,7 +86,7 @@ class TinyDataset:
     def read_what_scans_depend_on(self) -> tuple[dict[str, bytes], set[str]]:
         """File name -> content, of all that their preprocessing reads; and the formats of the labeled cases."""
         files = (*self.preprocessed.glob("*.json"), *self.raw.glob("*.json"), *self.images.iterdir())
-        formats = {file.suffix for file in self.preprocessed.glob("nnUNetPlans_*/*")}
+        formats = {file.suffix for file in self.preprocessed.glob("nnUNetPlans_3d_fullres/*")}
         return {str(file.relative_to(self.root)): file.read_bytes() for file in files}, formats
 
     def write_plans(self, plans: dict) -> None:
