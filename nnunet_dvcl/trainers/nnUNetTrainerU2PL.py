@@ -66,8 +66,8 @@ class nnUNetTrainerU2PL(Host, nnUNetTrainerSSL):
         number = mask.sum(1)
         centers = positives.masked_fill(~mask[..., None], 0.0).sum(1) / number.clamp(min=1)[:, None]
         self._push_negatives(step, name, bank)
-        negatives, filled = bank.rows()
-        return self.info_nce(anchors, mask, centers, number > 0, negatives.detach(), filled, self.shared_generator())
+        negatives, drawn = self._draw_negatives(bank)
+        return self.info_nce(anchors, mask, centers, number > 0, negatives, drawn, self.shared_generator())
 
     def _push_negatives(self, step: Step, name: str, bank: ClassBank) -> None:
         """Unreliable voxels, and labeled ones, into the bank of each class that they are not but could be taken for."""
@@ -81,6 +81,18 @@ class nnUNetTrainerU2PL(Host, nnUNetTrainerSSL):
             features, not_this = rows.tensor_split([self.config.feature_dim], 1)
             classes = torch.arange(bank.num_classes, device=self.device).where((not_this > 0.5) & drawn[:, None], -1)
             bank.push(features.repeat_interleave(bank.num_classes, 0), classes.flatten())
+
+    def _draw_negatives(self, bank: ClassBank) -> tuple[Tensor, Tensor]:
+        """As many of a bank's rows as a class has anchors: [C, M, d] and mask [C, M], the same on all ranks.
+
+        The loss draws each anchor's own of them, which takes a random number for each pair: too many for a whole bank.
+        """
+        generator = self.shared_generator()  # asked for outside of the block: within it there is one rank
+        features, filled = bank.rows()
+        classes = torch.arange(bank.num_classes, device=self.device)[:, None].where(filled, UNKNOWN)
+        with distributed.single_rank():
+            index, drawn = draw_per_class(classes.flatten(), bank.num_classes, self.config.num_anchors, generator)
+        return features.flatten(0, 1)[index], drawn
 
     def why_zero(self, term: str) -> str:
         if term == "contrast" and self.progress > self.config.contrastive_start:

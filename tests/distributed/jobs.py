@@ -41,6 +41,7 @@ ON_CPS = ("U2PL", "CCL", "UGPCL", "BaCon")  # once more on their other host
 # draws that take everything of one network
 OF_ONE_NETWORK = {"num_anchors": 640, "num_negatives": 2600, "contrastive_start": 0.0}
 OF_TWO_SIDES = {"num_anchors": 1280, "bank_capacity": 8}  # half of the anchors of each side; a mean a step
+OF_A_BANK = {"num_anchors": 2600}  # and all of the bank
 # nor to rounding, which a steep surface makes larger
 WITHOUT_CHANCE = {
     "teacher_noise": 0.0,
@@ -119,7 +120,7 @@ def on_given_batches(mode: str, tiny) -> Jobs:
 def _of_contrast(name: str) -> dict[str, Any]:
     if name not in ON_CPS:
         return {}
-    return OF_ONE_NETWORK | (OF_TWO_SIDES if name == "UGPCL" else {})
+    return OF_ONE_NETWORK | {"UGPCL": OF_TWO_SIDES, "U2PL": OF_A_BANK}.get(name, {})
 
 
 def of_two_ranks_alone(tiny) -> Jobs:

@@ -138,3 +138,22 @@ def test_nothing_to_contrast_is_told(start, capsys):
     trainer.iteration = 1
     trainer.on_train_epoch_end([output])
     assert "ssl/contrast was 0 for the whole epoch: no class had anchors and negatives" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("rows", [20, 60])
+def test_as_many_rows_of_a_bank_as_a_class_has_anchors_are_negatives(start, rows):
+    trainer = start(nnUNetTrainerU2PL, "2d_tiny", num_anchors=32, bank_capacity=64)
+    bank = trainer.memory["negatives_A"]
+    number, dim = bank.num_classes, trainer.config.feature_dim
+    # of class 1 there is none
+    classes = torch.tensor([c for c in range(number) if c != 1]).repeat(rows)
+    features = torch.stack((classes, torch.arange(len(classes))), 1).float()
+    bank.push(torch.nn.functional.pad(features, (0, dim - 2)), classes)
+    (negatives, drawn), (others, _) = trainer._draw_negatives(bank), trainer._draw_negatives(bank)
+    assert negatives.shape == (number, 32, dim)
+    for c in range(number):
+        of_class = negatives[c][drawn[c]]
+        assert len(of_class) == (0 if c == 1 else min(rows, 32))
+        assert (of_class[:, 0] == c).all()
+        assert len(of_class[:, 1].unique()) == len(of_class), "each once"
+    assert not torch.equal(negatives, others), "drawn anew"
