@@ -85,10 +85,11 @@ _NOW_SAME_VIEW = re.compile(r"^(nnUNetTrainer(?:CPS|CPS_HqCL|DVCL))(_\d+epochs)?
 def _as_of_today(state: SSLState, config: TrainingConfig) -> tuple[SSLState, str]:
     """The state under the name and the values that mean today what they meant; and the name that it was saved by.
 
-    Until there were weak and strong views, every trainer with twins that has them now made its pseudo-labels on the
-    students' own view.
+    Without the key ``mirroring`` a training mirrored. Until there were weak and strong views, every trainer with twins
+    that has them now made its pseudo-labels on the students' own view.
     """
     saved_by = state.trainer
+    state = replace(state, config={"mirroring": True} | state.config)
     has_views_now = "views" in type(config).model_fields
     if has_views_now and "independent_intensities" in state.config and "views" not in state.config:
         state = replace(state, trainer=_NOW_SAME_VIEW.sub(r"\1_SameView\2", saved_by), config=_ONE_VIEW | state.config)

@@ -12,6 +12,7 @@ from nnunet_dvcl.errors import UserError
 from nnunet_dvcl.options import (
     Count,
     CountFrom0,
+    Flag,
     Options,
     Positive,
     choice,
@@ -43,6 +44,7 @@ class TrainingConfig(Options):
     num_iterations_per_epoch: Count = 250  # training iterations an epoch
     num_val_iterations_per_epoch: Count = 50  # validation batches an epoch, for nnU-Net's pseudo Dice
     seed: or_null(CountFrom0) = None  # null: unseeded, as nnU-Net
+    mirroring: Flag = True  # in training and prediction; false where left and right organs differ by their side alone
 
     def __init__(self, **values: Any):
         try:

@@ -111,6 +111,12 @@ class nnUNetTrainerPlugin(ShownProgress, nnUNetTrainer):
         )
         return optimizer, PolyLRScheduler(optimizer, self.initial_lr, self.num_epochs)
 
+    def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self):
+        *others, mirror_axes = super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+        if not self.config.mirroring:
+            mirror_axes = self.inference_allowed_mirroring_axes = None
+        return *others, mirror_axes
+
     def get_training_transforms(self, *args, **kwargs) -> ComposeTransforms:
         """nnU-Net's own, in workers whose random numbers differ."""
         return with_own_random_numbers(super().get_training_transforms(*args, **kwargs))
