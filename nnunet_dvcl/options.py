@@ -175,7 +175,7 @@ def _problem(error: ErrorDetails, where: str) -> str:
     if error["type"] == "unknown":
         key, known = error["ctx"]["key"], error["ctx"]["known"]
         prefix = f"{path}." if path else ""
-        return f"Unknown key {prefix}{key}.{did_you_mean(key, known, prefix)} Known keys here: {', '.join(known)}."
+        return f"Unknown key {prefix}{key}.{did_you_mean(key, known, prefix)}\nKnown keys here: {', '.join(known)}."
     if error["type"] == "missing":
         return f"The key {path} is missing."
     if error["type"] == "refused":

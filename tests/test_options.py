@@ -113,16 +113,16 @@ def test_what_is_no_mapping_is_said():
 
 
 def test_unknown_and_missing_keys():
-    assert message({"cuont": 1}, "ssl").startswith("Unknown key ssl.cuont. Did you mean ssl.count? Known keys here: co")
+    assert message({"cuont": 1}, "ssl").startswith("Unknown key ssl.cuont. Did you mean ssl.count?\nKnown keys here: c")
     unknown = message({"inner": {"size": 1, "nmaes": []}})
-    assert unknown == "Unknown key inner.nmaes. Did you mean inner.names? Known keys here: size, names."
+    assert unknown == "Unknown key inner.nmaes. Did you mean inner.names?\nKnown keys here: size, names."
     assert message({"inner": {}}) == "The key inner.size is missing."
     assert did_you_mean("xyz", ["count"]) == ""
 
 
 def test_an_unknown_key_is_told_before_one_that_is_missing():
     assert message({"inner": {"szie": 1}}).startswith("Unknown key inner.szie. Did you mean inner.size?")
-    assert message({"origin": "x"}).startswith("Unknown key origin. Known keys here: count, ")
+    assert message({"origin": "x"}).startswith("Unknown key origin.\nKnown keys here: count, ")
     assert message({"named": {}}).endswith("listed, sizes, seeds, by.")
 
 

@@ -154,5 +154,5 @@ def _no_unlabeled_case(folders: DatasetFolders, dataset_json: dict, fold: int | 
         f"  2. Labeled cases whose labels are withheld: in {folders.splits_file} move cases of {where} from "
         f'"train" to a third list:\n'
         f'     {{"train": [...], "val": [...], "unlabeled": [{example}]}}\n'
-        f"To train on the labeled cases alone, use nnU-Net's own nnUNetTrainer."
+        f"To train on the labeled cases alone: -tr nnUNetTrainerSupervised."
     )

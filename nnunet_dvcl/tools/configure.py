@@ -129,7 +129,7 @@ def _assign(derived: dict, parent: dict, key: str, value: Any) -> None:
 def _check_own_key(key: str, option: str, known: dict, value: Any) -> None:
     if option not in known:
         raise UserError(
-            f"Unknown key {key}.{did_you_mean(option, known, key.removesuffix(option))} Known keys here: "
+            f"Unknown key {key}.{did_you_mean(option, known, key.removesuffix(option))}\nKnown keys here: "
             f"{', '.join(known)}; also architecture.arch_kwargs.<key>, {', '.join(_STAGE_KEYS)} and ssl.<key>."
         )
     old = known[option]

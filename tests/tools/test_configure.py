@@ -354,7 +354,7 @@ def test_the_command_line(tiny_dataset, warm):
     assert json.loads((tiny_dataset.preprocessed / "nnUNetPlans.json").read_text())["configurations"]["own"]
     failed = subprocess.run([*command, "batch_sise=3"], **options)
     assert failed.returncode == 1
-    assert failed.stderr.splitlines()[-1].startswith("Error: Unknown key batch_sise.")
+    assert failed.stderr.splitlines()[-2].startswith("Error: Unknown key batch_sise.")
     assert "Traceback" not in failed.stderr
 
 

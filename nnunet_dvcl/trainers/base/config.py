@@ -105,7 +105,7 @@ def check_ssl(values: Any) -> None:
     for key, value in values.items():
         if key not in known:
             hint = did_you_mean(key, known, "ssl.")
-            raise UserError(f"Unknown key ssl.{key} (value {value!r}).{hint} Known keys: {', '.join(known)}.")
+            raise UserError(f"Unknown key ssl.{key} (value {value!r}).{hint}\nKnown keys: {', '.join(known)}.")
         if not any(is_allowed(field, value) for field in known[key]):
             allowed = " or ".join(dict.fromkeys(words_of(field) for field in known[key]))
             raise UserError(f"ssl.{key} is {value!r}, expected {allowed}.")

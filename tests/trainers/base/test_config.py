@@ -18,6 +18,7 @@ TRAINING = {
     "num_iterations_per_epoch": 250,
     "num_val_iterations_per_epoch": 50,
     "seed": None,
+    "mirroring": True,
 }
 SSL = TRAINING | {
     "unlabeled_batch_size": None,
@@ -103,6 +104,7 @@ def test_every_key_can_be_overridden():
     other = {key: value * 0.5 if key in REAL else 100 for key, value in DVCL.items() if key != "optimizer"}
     other |= {
         "optimizer": "adamw",
+        "mirroring": False,
         "queue_capacity": 200,
         "views": "same",
         "cutmix_probability": 0.0,
