@@ -92,7 +92,7 @@ class nnUNetTrainerU2PL(Host, nnUNetTrainerSSL):
         classes = torch.arange(bank.num_classes, device=self.device)[:, None].where(filled, UNKNOWN)
         with distributed.single_rank():
             index, drawn = draw_per_class(classes.flatten(), bank.num_classes, self.config.num_anchors, generator)
-        return features.flatten(0, 1)[index], drawn
+        return features.detach().flatten(0, 1)[index], drawn
 
     def why_zero(self, term: str) -> str:
         if term == "contrast" and self.progress > self.config.contrastive_start:
