@@ -23,7 +23,8 @@ every_grid = pytest.mark.parametrize(("patch_size", "strides", "cubes", "per_axi
 def numbered(patch_size, batch=3, channels=2) -> torch.Tensor:
     """A volume in which no two voxels are the same."""
     shape = (batch, channels, *patch_size)
-    return torch.arange(torch.Size(shape).numel(), dtype=torch.float64).view(shape)
+    assert torch.Size(shape).numel() <= 2**24, "float32 has no more whole numbers without a gap"
+    return torch.arange(torch.Size(shape).numel(), dtype=torch.float32).view(shape)
 
 
 @every_grid
@@ -61,7 +62,7 @@ def test_a_voxel_belongs_to_one_cube_that_holds_it(patch_size, strides, cubes, p
 def test_the_gradient_of_a_voxel_is_its_own(patch_size, strides, cubes, per_axis, size):
     grid = CubeGrid(patch_size, strides, cubes)
     cut = grid.cut(numbered(patch_size)).requires_grad_()
-    weights = torch.randn(3, 2, *patch_size, dtype=torch.float64)
+    weights = torch.randn(3, 2, *patch_size)
     (grid.put_together(cut) * weights).sum().backward()
     of_owners = grid.owners(torch.device("cpu"))
     for k, place in enumerate(grid.places):
@@ -80,7 +81,7 @@ def test_mixed_cubes_come_back_and_keep_their_place(patch_size, strides, cubes, 
     for k in range(len(grid)):
         own = owners == k
         for b in range(3):
-            assert torch.equal(mixed[b][:, own], volume[order[k, b]][:, own])
+            assert ((mixed[b] == volume[order[k, b]]) | ~own).all()
     assert torch.equal(mixing.recover(mixed), volume)
     assert torch.equal(mixing.mix(mixing.recover(volume)), volume)
     asked = volume.clone().requires_grad_()

@@ -21,9 +21,9 @@ def rank(features, queries, similarity, neighbors):
 
 
 def naive_rank(features, queries, neighbors):
-    cosine = features @ features.T
+    cosine = (features @ features.T).tolist()  # as numbers of Python, with which a loop is fast
     return [
-        [sum(cosine[n, x] > cosine[n, m] for x in range(len(features)) if x != n) for n in of_query]
+        [sum(c > cosine[n][m] for x, c in enumerate(cosine[n]) if x != n) for n in of_query]
         for m, of_query in zip(queries.tolist(), neighbors.tolist(), strict=True)
     ]
 
