@@ -165,10 +165,16 @@ def _half(batch: dict) -> dict:
 def _left(batches: list[tuple[dict, dict]]) -> list[tuple[dict, dict]]:
     """The left half of each patch: what contrasts each voxel with each takes a quarter of the time."""
 
+    def half(volume: torch.Tensor) -> torch.Tensor:
+        return volume[..., : volume.shape[-1] // 2]
+
     def left(batch: dict) -> dict:
         target = batch["target"]
-        levels = [level[..., : level.shape[-1] // 2] for level in target] if isinstance(target, list) else target[..., :8]
-        return {**batch, "data": batch["data"][..., :8], "target": levels}
+        return {
+            **batch,
+            "data": half(batch["data"]),
+            "target": [half(level) for level in target] if isinstance(target, list) else half(target),
+        }
 
     return [(left(labeled), left(unlabeled)) for labeled, unlabeled in batches]
 
