@@ -158,6 +158,8 @@ def settings(place: Workplace, run: Run, cases: Cases) -> dict:
     configuration = plans.get_configuration(run.derived_configuration).configuration
     split = {key: sorted(names) for key, names in cases.splits[run.split].items()}
     values = {"trainer": run.row.trainer, "split": split, "configuration": configuration}
+    if config_class := getattr(find_trainer_class(run.row.trainer), "config_class", None):
+        values["ssl"] = config_class.from_plans(configuration).model_dump()  # with what are its defaults today
     if run.row.selftrain is not None:
         values["selftrain"] = run.row.selftrain.model_dump()
     return json.loads(json.dumps(values))
@@ -181,6 +183,7 @@ def check_record(place: Workplace, run: Run, cases: Cases) -> None:
     """``UserError`` when a run was made with other cases or values than the experiment has now."""
     folder = place.home(run)
     made_with, wanted = load_json(str(folder / RECORD)), settings(place, run, cases)
+    _leave_out_unknown(made_with, wanted)
     if made_with != wanted:
         made, now = _by_key(made_with), _by_key(wanted)
         differing = ", ".join(key for key in now if made.get(key) != now[key]) or "fewer keys"
@@ -188,6 +191,13 @@ def check_record(place: Workplace, run: Run, cases: Cases) -> None:
             f"{folder} was trained with other cases or values ({differing}) than the experiment has now. Undo the "
             "change, or move or delete that folder."
         )
+
+
+def _leave_out_unknown(made_with: dict, wanted: dict) -> None:
+    """Of the trainer's values those that only one version of this package has."""
+    both = made_with.get("ssl", {}).keys() & wanted.get("ssl", {}).keys()
+    for values in (made_with, wanted):
+        values["ssl"] = {key: value for key, value in values.get("ssl", {}).items() if key in both}
 
 
 def _by_key(settings: dict) -> dict:

@@ -291,3 +291,19 @@ def test_results_of_other_values_are_not_reported(trial):
     file.write_text(json.dumps(json.loads(file.read_text()) | {"trainer": "another"}))
     with pytest.raises(UserError, match=r"trained with other cases or values \(trainer\)"):
         collect(here, read_cases(here))
+
+
+def test_a_run_is_of_other_values_where_the_trainers_defaults_have_changed(trial):
+    """But not where only one version of the package has a key, or the record is older than the defaults in it."""
+    here = trial(seeds=[0])
+    run = next(run for run in all_runs(here.experiment) if run.row.trainer == "nnUNetTrainerSupervised")
+    file = here.home(run) / "experiment_run.json"
+    record = json.loads(file.read_text())
+    assert record["ssl"]["mirroring"] is True
+    for of_before in ({"a_former_key": 1}, None):
+        known = {"ssl": {"mirroring": True} | of_before} if of_before else {}
+        file.write_text(json.dumps({part: value for part, value in record.items() if part != "ssl"} | known))
+        collect(here, read_cases(here))
+    file.write_text(json.dumps(record | {"ssl": record["ssl"] | {"mirroring": False}}))
+    with pytest.raises(UserError, match=r"trained with other cases or values \(ssl\.mirroring\)"):
+        collect(here, read_cases(here))
