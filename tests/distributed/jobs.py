@@ -155,28 +155,24 @@ def _half(batch: dict) -> dict:
     Without, pixels of an even background have equal features, and which of them is the nearest is a matter of rounding.
     """
 
-    def half(volume):
-        return [half(level) for level in volume] if isinstance(volume, list) else volume[:, :, : volume.shape[2] // 2]
-
-    data = half(batch["data"])
-    return {**batch, "data": data + 0.3 * torch.randn(data.shape), "target": half(batch["target"])}
+    data = _first_half(batch["data"], axis=2)
+    return {**batch, "data": data + 0.3 * torch.randn(data.shape), "target": _first_half(batch["target"], axis=2)}
 
 
 def _left(batches: list[tuple[dict, dict]]) -> list[tuple[dict, dict]]:
     """The left half of each patch: what contrasts each voxel with each takes a quarter of the time."""
 
-    def half(volume: torch.Tensor) -> torch.Tensor:
-        return volume[..., : volume.shape[-1] // 2]
-
     def left(batch: dict) -> dict:
-        target = batch["target"]
-        return {
-            **batch,
-            "data": half(batch["data"]),
-            "target": [half(level) for level in target] if isinstance(target, list) else half(target),
-        }
+        return batch | {key: _first_half(batch[key], axis=3) for key in ("data", "target")}
 
     return [(left(labeled), left(unlabeled)) for labeled, unlabeled in batches]
+
+
+def _first_half(volume: torch.Tensor | list[torch.Tensor], axis: int) -> torch.Tensor | list[torch.Tensor]:
+    """Along an axis; of each level of deep supervision where there are several."""
+    if isinstance(volume, list):
+        return [_first_half(level, axis) for level in volume]
+    return volume.narrow(axis, 0, volume.shape[axis] // 2)
 
 
 def _weak_strong(labeled: dict, unlabeled: dict) -> tuple[dict, dict]:
