@@ -59,7 +59,7 @@ setup(
         "batchgenerators>=0.25.3",
         "batchgeneratorsv2>=0.3.2",
         "joblib>=1.3",
-        "matplotlib>=3.8",
+        "matplotlib>=3.10",
         "nibabel>=4.0.2",
         "nnunetv2>=2.8.1,<3",
         "numpy>=1.26",

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch
 from pandas import DataFrame, Series
 
 from nnunet_dvcl import __version__, trainers
@@ -39,7 +38,7 @@ def write_report(place: Workplace, folder: Path) -> Path:
     save_table(folder / "table.csv", csv_table(results))
     save_table(folder / "cases.csv", csv_cases(results))
     with plain_style():
-        figure = draw(results)
+        figure = draw(results, place.experiment.report.baseline)
         for kind in ("png", "svg"):
             save_image(figure, folder / f"dice.{kind}", dpi=150)
     for name, text in (("tables.tex", latex(results)), ("report.md", markdown(place, cases, results))):
@@ -239,35 +238,42 @@ def _latex_table(caption: str, metric: str, table: DataFrame) -> str:
 # ---------------------------------------------------------------- picture
 
 
-def draw(results: Results) -> Figure:
-    """Box plots of the Dice of the cases, mean over the seeds: a panel a group, in it for each organ a box a row."""
-    groups = list(results.cases["Dice"].groupby(GROUP, observed=True))
+def draw(results: Results, baseline: str | None) -> Figure:
+    """Box plots of the Dice of the cases, mean over the seeds: panels of a group side by side, an organ each.
+
+    In them a box a row, below each other: there is room for many, each beside its name. The median of the row
+    `baseline`, where the group has it, is a dashed line.
+    """
+    groups = {
+        name: list(dice.groupby(_ROW, observed=True))
+        for name, dice in results.cases["Dice"].groupby(GROUP, observed=True)
+    }
     organs = results.cases.index.unique("organ")
-    width = max(6.0, 1.5 + 0.28 * len(organs) * max(len(dice.index.unique("row")) for _, dice in groups))
-    figure = Figure(figsize=(min(width, 20.0), 3.2 * len(groups)), layout="constrained")
-    panels = figure.subplots(len(groups), 1, squeeze=False)[:, 0]
-    for axes, ((labeled, configuration), dice) in zip(panels, groups, strict=True):
-        rows = list(dice.groupby(_ROW, observed=True))
-        handles = []
-        for index, ((_, title), values) in enumerate(rows):
-            color = COLORS[index % len(COLORS)]
-            handles.append(Patch(color=color, alpha=0.6, label=title))
-            _draw_row(axes, values, 0.8 / len(rows), index - (len(rows) - 1) / 2, color)
-        axes.set_xticks(range(len(organs)), organs, rotation=0 if len(organs) < 7 else 30)
-        axes.set(title=f"{configuration}, {labeled} labeled", ylabel="Dice", ylim=(-0.02, 1.02))
-        axes.legend(handles=handles, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+    heights = [1.0 + 0.25 * len(rows) for rows in groups.values()]
+    figure = Figure(figsize=(min(3.0 + 1.8 * len(organs), 20.0), sum(heights)), layout="constrained")
+    panels = figure.subplots(len(groups), len(organs), sharex=True, sharey="row", squeeze=False, height_ratios=heights)
+    for axes, ((labeled, configuration), rows) in zip(panels, groups.items(), strict=True):
+        axes[0].set_title(f"{configuration}, {labeled} labeled", loc="left")
+        for organ, panel in zip(organs, axes, strict=True):
+            _draw_organ(panel, organ, rows, baseline)
     return figure
 
 
-def _draw_row(axes: Axes, dice: Series, width: float, place: float, color: str) -> None:
-    """A box an organ, `place` widths to the right of the organ's tick."""
-    of_cases = dice.groupby(["case", "organ"], observed=True).mean().unstack()
+def _draw_organ(axes: Axes, organ: str, rows: list[tuple[tuple[str, str], Series]], baseline: str | None) -> None:
+    """The boxes of all rows, the first one on top."""
+    dice = [values.xs(organ, level="organ").groupby("case").mean().dropna() for _, values in rows]
+    names, titles = zip(*(name for name, _ in rows), strict=True)
     axes.boxplot(
-        [values.dropna() for _, values in of_cases.items()],
-        positions=[organ + width * place for organ in range(of_cases.shape[1])],
-        widths=0.85 * width,
+        dice,
+        positions=range(len(rows)),
+        widths=0.7,
+        orientation="horizontal",
         patch_artist=True,
-        boxprops={"facecolor": color, "alpha": 0.6},
+        boxprops={"facecolor": COLORS[0], "alpha": 0.6},
         medianprops={"color": "black"},
-        flierprops={"markersize": 2.5, "markeredgecolor": color},
+        flierprops={"markersize": 2.5, "markeredgecolor": COLORS[0]},
     )
+    if baseline in names:
+        axes.axvline(dice[names.index(baseline)].median(), color="0.5", linestyle="--", linewidth=0.8, zorder=0)
+    axes.set_yticks(range(len(rows)), titles)
+    axes.set(xlabel=f"Dice, {organ}", xlim=(-0.02, 1.02), xticks=(0, 0.5, 1), ylim=(len(rows) - 0.4, -0.6))

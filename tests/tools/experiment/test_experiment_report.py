@@ -17,7 +17,7 @@ from nnunet_dvcl.errors import UserError
 from nnunet_dvcl.tools.experiment import runner
 from nnunet_dvcl.tools.experiment.metrics import METRICS
 from nnunet_dvcl.tools.experiment.prepare import read_cases
-from nnunet_dvcl.tools.experiment.report import latex, markdown
+from nnunet_dvcl.tools.experiment.report import draw, latex, markdown
 from nnunet_dvcl.tools.experiment.results import collect
 from nnunet_dvcl.tools.experiment.runner import run_experiment
 from nnunet_dvcl.tools.experiment.runs import all_runs
@@ -86,6 +86,29 @@ def test_the_whole_report(trial, tmp_path, capsys):
     for name in ("dice.png", "dice.svg", "table.csv", "cases.csv", "tables.tex"):
         assert (tmp_path / "out" / name).stat().st_size > 100
     assert not list((tmp_path / "out").glob("*.partial*"))
+
+
+def test_the_picture_has_a_box_a_row_in_a_panel_an_organ(trial):
+    here = trial(report={"baseline": "nnUNetTrainer"})
+    spoil(here, "nnUNetTrainerSupervised", 0, shifted)
+    results = collect(here, read_cases(here))
+    panels = draw(results, "nnUNetTrainer").axes
+    titles = [label.get_text() for label in panels[0].get_yticklabels()]
+    assert titles == list(results.cases.index.unique("title"))
+    assert [panel.get_xlabel() for panel in panels] == [
+        f"Dice, {organ}" for organ in results.cases.index.unique("organ")
+    ]
+    rows = results.cases.index.unique("row")
+    for panel, organ in zip(panels, results.cases.index.unique("organ"), strict=True):
+        dice = results.cases["Dice"].xs(organ, level="organ")
+        medians = [dice.xs(row, level="row").groupby("case").mean().median() for row in rows]
+        lines = [line.get_xydata() for line in panel.lines if len(line.get_xydata()) == 2]
+        drawn = {y.mean(): x[0] for x, y in (line.T for line in lines) if np.ptp(y) == pytest.approx(0.7)}
+        assert drawn == pytest.approx(dict(enumerate(medians)))
+        assert panel.get_ylim()[0] > panel.get_ylim()[1], "the first row is on top"
+        (dashed,) = [line for line in panel.lines if line.get_linestyle() == "--"]
+        assert dashed.get_xdata()[0] == medians[list(rows).index("nnUNetTrainer")]
+    assert not [line for panel in draw(results, None).axes for line in panel.lines if line.get_linestyle() == "--"]
 
 
 def test_the_values_are_means_of_cases_then_of_seeds(trial):
