@@ -7,8 +7,8 @@ from nnunet_dvcl.losses.class_weighted import (
     weighted_cross_entropy,
     weighted_dice_loss,
 )
+from nnunet_dvcl.losses.complementary_centers import complementary_center_contrast
 from nnunet_dvcl.losses.complementary_contrast import complementary_contrast, least_likely_classes
-from nnunet_dvcl.losses.complementary_labels import complementary_label_contrast
 from nnunet_dvcl.losses.consistency import consistency
 from nnunet_dvcl.losses.cube_blending import blend_cubes
 from nnunet_dvcl.losses.distance_aware import DistanceAwareContrastiveLoss
@@ -33,8 +33,8 @@ __all__ = [
     "balanced_contrast",
     "blend_cubes",
     "class_temperatures",
+    "complementary_center_contrast",
     "complementary_contrast",
-    "complementary_label_contrast",
     "consistency",
     "dual_task_consistency",
     "find_neighborhoods",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from nnunet_dvcl.losses import complementary_label_contrast
+from nnunet_dvcl.losses import complementary_center_contrast
 from nnunet_dvcl.trainers.base import Reach, Step
 from nnunet_dvcl.trainers.nnUNetTrainerCPS_HqCL import Voxels
 from nnunet_dvcl.trainers.nnUNetTrainerDVCL import Queries, nnUNetTrainerDVCL
@@ -23,7 +23,7 @@ class nnUNetTrainerCL_VCL(nnUNetTrainerDVCL):
         queries = queries.compact()
         centers = self.memory["bank"].centers()
         probabilities = self.labels.class_probabilities(queries.logits)
-        return complementary_label_contrast(
+        return complementary_center_contrast(
             queries.features, probabilities, *centers, temperature=self.config.temperature
         )
 

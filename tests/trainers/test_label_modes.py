@@ -8,7 +8,7 @@ import torch
 from naive_pseudo_labels import naive_cps, naive_cps_of_regions, naive_entropy, naive_split
 from noise import noise_step
 
-from nnunet_dvcl.losses import complementary_label_contrast
+from nnunet_dvcl.losses import complementary_center_contrast
 from nnunet_dvcl.networks import run_with_features
 from nnunet_dvcl.trainers import nnUNetTrainerCL_VCL, nnUNetTrainerCPS, nnUNetTrainerCPS_SameView, nnUNetTrainerDVCL
 from nnunet_dvcl.voxels.gathering import gather_rows
@@ -180,7 +180,7 @@ def test_complementary_labels_are_those_that_are_least_likely_painted(start, lab
     painted = torch.stack(((1 - whole) * (1 - small), whole * (1 - small), small), 1)
     centers = trainer.memory["bank"].centers()
     assert centers[1].all()
-    torch.testing.assert_close(term, complementary_label_contrast(scored[0].features, painted, *centers))
+    torch.testing.assert_close(term, complementary_center_contrast(scored[0].features, painted, *centers))
 
 
 @pytest.mark.parametrize("label_mode", MODES)

@@ -5,7 +5,7 @@ import torch
 from noise import noise_step
 
 import nnunet_dvcl.trainers as trainers
-from nnunet_dvcl.losses import complementary_label_contrast, info_nce, nn_clr, sim_clr, sn_clr
+from nnunet_dvcl.losses import complementary_center_contrast, info_nce, nn_clr, sim_clr, sn_clr
 from nnunet_dvcl.voxels.gathering import gather_rows
 
 VARIANTS = [
@@ -89,7 +89,7 @@ def test_complementary_labels_use_the_centers_of_hqcl(begin):
     centers = trainer.memory["bank"].centers()
     assert centers[1].any()
     torch.testing.assert_close(
-        term.value, complementary_label_contrast(queries.features, queries.probabilities, *centers)
+        term.value, complementary_center_contrast(queries.features, queries.probabilities, *centers)
     )
 
 

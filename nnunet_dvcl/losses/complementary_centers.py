@@ -1,4 +1,4 @@
-"""Complementary-label contrast: what an unreliable voxel is least likely to be."""
+"""Contrast with complementary centers: away from what an unreliable voxel is least likely to be."""
 
 import torch
 from torch import Tensor
@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from nnunet_dvcl.voxels.precision import at_least_float32, full_precision
 
 
-def complementary_label_contrast(
+def complementary_center_contrast(
     features: Tensor,
     probabilities: Tensor,
     centers: Tensor,
