@@ -16,7 +16,7 @@ from nnunet_dvcl.files import replacing
 from nnunet_dvcl.tools.experiment.metrics import LOWER_IS_BETTER, METRICS
 from nnunet_dvcl.tools.experiment.prepare import Cases, read_cases
 from nnunet_dvcl.tools.experiment.results import GROUP, MEAN, ROW, Results, collect
-from nnunet_dvcl.tools.experiment.runs import Workplace
+from nnunet_dvcl.tools.experiment.runs import Run, Workplace
 from nnunet_dvcl.tools.running.progress import CHECKPOINT
 
 _DIGITS = {"HD95": 2}  # of mm; the others are shares, with 3
@@ -125,9 +125,18 @@ def _what_was_compared(place: Workplace, cases: Cases, results: Results) -> str:
     if stock := sorted(name for name in results.table.index.unique("trainer") if not hasattr(trainers, name)):
         lines.append(f"{', '.join(stock)} cannot be seeded: its seeds only number independent runs.")
     if results.unfinished:
-        names = ", ".join(run.name for run in results.unfinished)
-        lines.append(f"**Not finished and not in the tables, {len(results.unfinished)} runs**: {names}.")
+        lines.append(
+            f"**Not finished and not in the tables, {len(results.unfinished)} of the runs**: {_unfinished(results.unfinished)}."
+        )
     return "".join(f"- {line}\n" for line in lines)
+
+
+def _unfinished(runs: Iterable[Run]) -> str:
+    """The seeds of one training together: of a large experiment many may be missing."""
+    seeds: dict[str, list[str]] = {}
+    for run in runs:
+        seeds.setdefault(run.name.removesuffix(f"__seed{run.seed}"), []).append(str(run.seed))
+    return ", ".join(f"{name} (seed{'s' * (len(of) > 1)} {', '.join(of)})" for name, of in seeds.items())
 
 
 def _evaluated(place: Workplace, cases: Cases) -> str:

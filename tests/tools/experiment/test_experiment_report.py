@@ -6,6 +6,7 @@ import csv
 import json
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -211,7 +212,16 @@ def test_unfinished_runs_are_named_and_other_seeds_still_count(trial):
     assert results.unfinished == [run]
     assert (seeds(results, BASE), seeds(results, OURS)) == ((0, 1), (0,))
     assert list(of_organs(results, OURS)["seeds"]) == [1, 1, 1]
-    assert run.name in markdown(here, read_cases(here), results)
+    training = run.name.removesuffix("__seed1")
+    assert f"1 of the runs**: {training} (seed 1)." in markdown(here, read_cases(here), results)
+
+
+def test_unfinished_seeds_of_one_training_are_named_together(trial):
+    here = trial(report={"baseline": "nnUNetTrainer"})
+    runs = all_runs(here.experiment)
+    results = replace(collect(here, read_cases(here)), unfinished=runs)
+    first, second = (run.name.removesuffix("__seed0") for run in runs[:2])
+    assert f"4 of the runs**: {first} (seeds 0, 1), {second} (seeds 0, 1)." in markdown(here, read_cases(here), results)
 
 
 def test_without_test_cases_the_folds_together_are_the_cases(trial, tiny_dataset):
