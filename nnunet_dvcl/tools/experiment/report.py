@@ -125,9 +125,8 @@ def _what_was_compared(place: Workplace, cases: Cases, results: Results) -> str:
     if stock := sorted(name for name in results.table.index.unique("trainer") if not hasattr(trainers, name)):
         lines.append(f"{', '.join(stock)} cannot be seeded: its seeds only number independent runs.")
     if results.unfinished:
-        lines.append(
-            f"**Not finished and not in the tables, {len(results.unfinished)} of the runs**: {_unfinished(results.unfinished)}."
-        )
+        number, names = len(results.unfinished), _unfinished(results.unfinished)
+        lines.append(f"**Not finished and not in the tables, {number} of the runs**: {names}.")
     return "".join(f"- {line}\n" for line in lines)
 
 
