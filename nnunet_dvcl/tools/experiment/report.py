@@ -247,10 +247,10 @@ def _latex_table(caption: str, metric: str, table: DataFrame) -> str:
 
 
 def draw(results: Results, baseline: str | None) -> Figure:
-    """Box plots of the Dice of the cases, mean over the seeds: panels of a group side by side, an organ each.
+    """Box plots of the Dice of the cases, mean over the seeds: for each group a line of panels, one an organ.
 
-    In them a box a row, below each other: there is room for many, each beside its name. The median of the row
-    `baseline`, where the group has it, is a dashed line.
+    In a panel the rows are below each other, so that many have room, each beside its name; a dashed line is the median
+    of the row `baseline`, where the group has it.
     """
     groups = {
         name: list(dice.groupby(_ROW, observed=True))
