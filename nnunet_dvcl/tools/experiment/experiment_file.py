@@ -168,6 +168,7 @@ class ReportOptions(Options):
     """What the tables compare."""
 
     baseline: Text = None  # name of a row
+    group_by: Text = None  # finds a case's patient; that of the splits where none is given
     tolerance: Positive = Field(1.0, alias="tolerance_mm")  # of the normalized surface distance
 
 
@@ -186,6 +187,11 @@ class Experiment(Options):
     environment: dict[Text, Annotated[str, BeforeValidator(str)]] = Field({})  # of nnU-Net's commands
     report: ReportOptions = ReportOptions()
     file: Path = Field(Path(), exclude=True)  # that it was read from
+
+    @property
+    def patient_pattern(self) -> str | None:
+        """The regular expression that finds a case's patient, or None: each case is the only one of its patient."""
+        return self.report.group_by or getattr(self.splits, "group_by", None)
 
     @pydantic.model_validator(mode="after")
     def _check_names(self) -> Experiment:

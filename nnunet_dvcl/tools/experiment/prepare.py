@@ -58,6 +58,8 @@ def prepare(place: Workplace) -> Cases:
         _write_configurations(place, runs)
         _preprocess(place, runs)
         cases = _write_splits(place)
+        if place.experiment.patient_pattern:  # or the report would be the first to find a stray
+            group_by({case for run in runs for case in cases.evaluated(run)}, place.experiment.patient_pattern)
         _preprocess_unlabeled(place, runs, cases)
         if cases.test and not place.has_own_test:  # nnUNetv2_predict takes a folder
             images = {case: place.dataset.labeled_cases[case]["images"] for case in cases.test}

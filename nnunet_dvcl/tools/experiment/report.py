@@ -115,12 +115,13 @@ def _what_was_compared(place: Workplace, cases: Cases, results: Results) -> str:
         f"nnU-Net's plans and intensity statistics were made from all cases of imagesTr, {whatever}.",
     ]
     if baseline is not None:
-        number = results.table["num_cases"].xs(METRICS[0], level="metric").count()
+        number = results.table["num_pairs"].xs(METRICS[0], level="metric").count()
+        of_patient = ", that of a patient the mean over the cases" if experiment.patient_pattern else ""
         lines.append(
-            f"p: two-sided Wilcoxon signed-rank test against {_title(place, baseline)}, paired over the cases; the "
-            "value of a case is the mean over its organs and the seeds. Corrected by Holm's procedure for the number "
-            f"of comparisons of each metric in this report, {number}. It says nothing of the spread over other draws "
-            "of the labeled cases."
+            f"p: two-sided Wilcoxon signed-rank test against {_title(place, baseline)}, paired over the "
+            f"{_pairs(place)}; the value of a case is the mean over its organs and the seeds{of_patient}. Corrected by "
+            f"Holm's procedure for the number of comparisons of each metric in this report, {number}. It says nothing "
+            "of the spread over other draws of the labeled cases."
         )
     if stock := sorted(name for name in results.table.index.unique("trainer") if not hasattr(trainers, name)):
         lines.append(f"{', '.join(stock)} cannot be seeded: its seeds only number independent runs.")
@@ -155,6 +156,10 @@ def _seeds(results: Results) -> str:
     return f"seeds {texts.pop()}" if len(texts) == 1 else "not the same for all rows: see the tables"
 
 
+def _pairs(place: Workplace) -> str:
+    return "patients" if place.experiment.patient_pattern else "cases"
+
+
 def _title(place: Workplace, name: str) -> str:
     return next(row.title for row in place.experiment.rows if row.name == name)
 
@@ -173,9 +178,9 @@ def _test_table(place: Workplace, table: DataFrame) -> str:
     if baseline not in table.index.unique("row"):
         return f"No test: {_title(place, baseline)} has no finished run here.\n"
     header = [f"against {_title(place, baseline)}"]
-    header += [text for metric in METRICS for text in (f"{metric} difference", "p (cases)")]
+    header += [text for metric in METRICS for text in (f"{metric} difference", f"p ({_pairs(place)})")]
     rows = []
-    tested = table.dropna(subset="num_cases")[["difference", "p_holm", "num_cases"]]
+    tested = table.dropna(subset="num_pairs")[["difference", "p_holm", "num_pairs"]]
     for (_, title), tests in tested.groupby(_ROW, observed=True):
         rows.append([title])
         for metric, (difference, p, number) in zip(METRICS, tests.to_numpy(), strict=True):
@@ -202,7 +207,7 @@ def csv_table(results: Results) -> DataFrame:
     counts, test = ["missed", "false_alarms"], ["difference", "p_holm"]
     # empty, where nan would be a number that could not be computed
     table.loc[table["organ"] == MEAN, counts] = ""
-    table.loc[table["num_cases"].isna(), test] = ""
+    table.loc[table["num_pairs"].isna(), test] = ""
     names = ["configuration", "labeled", "row", "trainer", "metric", "organ"]
     return table[[*names, "mean", "std", "seeds", "cases", *counts, *test]]
 
@@ -232,9 +237,9 @@ def _latex_table(caption: str, metric: str, table: DataFrame) -> str:
     lines += [[title, *texts] for title, _, texts in _rows(table, metric)]
     lines = [[text.translate(_LATEX) for text in line] for line in lines]
     tests = table.xs((metric, MEAN), level=("metric", "organ"))
-    if tests["num_cases"].notna().any():
+    if tests["num_pairs"].notna().any():
         lines[0].append("$p$")
-        for line, number, p in zip(lines[1:], tests["num_cases"], tests["p_holm"], strict=True):
+        for line, number, p in zip(lines[1:], tests["num_pairs"], tests["p_holm"], strict=True):
             line.append("" if math.isnan(number) else _p(p).translate(_LATEX))
     header, *rows = (" & ".join(line) + " \\\\\n" for line in lines)
     return (

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
-from pandas import CategoricalDtype, DataFrame, MultiIndex
+from pandas import CategoricalDtype, DataFrame, MultiIndex, Series
 
 from nnunet_dvcl.errors import UserError
 from nnunet_dvcl.tools.experiment.experiment_file import Experiment
@@ -13,10 +14,12 @@ from nnunet_dvcl.tools.experiment.metrics import METRICS, CaseMetrics, measure_f
 from nnunet_dvcl.tools.experiment.prepare import Cases, check_record
 from nnunet_dvcl.tools.experiment.runs import Run, State, Workplace, all_runs
 from nnunet_dvcl.tools.experiment.statistics import PairedTest, compare, holm
+from nnunet_dvcl.tools.split.draw import group_by
 
 GROUP = ["labeled", "configuration"]
 """The columns that the rows have in common that are compared with each other."""
 ROW = [*GROUP, "row", "title", "trainer"]
+Values = TypeVar("Values", DataFrame, Series)
 MEAN = "mean"
 """Stands in the place of an organ for the mean over the organs."""
 
@@ -63,7 +66,8 @@ def collect(place: Workplace, cases: Cases) -> Results:
     evaluated = {folders[run]: cases.evaluated(run) for run in complete}
     measured = measure_folders(place.truth, evaluated, place.dataset.json, experiment.report.tolerance)
     table = case_table(experiment, {run: measured[folder] for run, folder in folders.items()})
-    return Results(table, summarize(table).join(compare_rows(table, experiment.report.baseline)), unfinished)
+    tests = compare_rows(table, experiment.report.baseline, experiment.patient_pattern)
+    return Results(table, summarize(table).join(tests), unfinished)
 
 
 def _without_fold(run: Run) -> tuple:
@@ -121,8 +125,25 @@ def summarize(cases: DataFrame) -> DataFrame:
     return table.join(cases.groupby(ROW, observed=True)["case"].nunique().rename("cases")).join(counts)
 
 
-def compare_rows(cases: DataFrame, baseline: str | None) -> DataFrame:
+def of_patients(values: Values, pattern: str | None) -> Values:
+    """Means over the cases of each patient, who then stands in the index level ``case``; as it is without a pattern.
+
+    Two scans of one patient are alike in what a training finds hard: a test that took each for a witness of its own
+    would call chance an effect.
+
+    Raises:
+        UserError: `pattern` is no regular expression, or finds nothing in a case.
+    """
+    if pattern is None:
+        return values
+    patients = group_by(values.index.unique("case"), pattern)
+    return values.rename(index=patients, level="case").groupby(values.index.names, observed=True).mean()
+
+
+def compare_rows(cases: DataFrame, baseline: str | None, pattern: str | None = None) -> DataFrame:
     """The tests of `Results.table`: the value of a case is the mean over the seeds, then over the organs that have one.
+
+    With the `pattern` of `of_patients` the pairs are patients.
 
     Returns:
         Indexed by `GROUP`, row, metric and `MEAN`, for every row but the baseline where that has one to compare with.
@@ -130,7 +151,7 @@ def compare_rows(cases: DataFrame, baseline: str | None) -> DataFrame:
     found = {}
     keys = [*GROUP, "metric", "row", "case"]
     means = _of_metrics(cases).groupby([*keys, "organ"], observed=True)["value"].mean()
-    means = means.groupby(keys, observed=True).mean()
+    means = of_patients(means.groupby(keys, observed=True).mean(), pattern)
     for (labeled, configuration, metric), own in means.groupby([*GROUP, "metric"], observed=True):
         rows = own.unstack("row")
         for row in rows.columns.drop(baseline) if baseline in rows else ():

@@ -15,12 +15,12 @@ class PairedTest(NamedTuple):
     """A two-sided Wilcoxon signed-rank test."""
 
     difference: float  # mean of first minus second
-    num_cases: int  # that have both values
+    num_pairs: int  # that have both values
     p: float
 
 
 def compare(first: Sequence[float], second: Sequence[float]) -> PairedTest:
-    """Tests two lists with a value a case, in the same order; cases without one of the two are left out.
+    """Tests two lists of values of the same patients, in the same order; who lacks one of the two is left out.
 
     Equal pairs count neither for nor against, as Wilcoxon had it. When all are equal, p is 1; without any pair, nan.
     """

@@ -31,7 +31,7 @@ from nnunet_dvcl.tools.device import find_device
 from nnunet_dvcl.tools.experiment.experiment_file import Devices, read_experiment
 from nnunet_dvcl.tools.experiment.prepare import read_cases
 from nnunet_dvcl.tools.experiment.report import write_report
-from nnunet_dvcl.tools.experiment.results import collect
+from nnunet_dvcl.tools.experiment.results import collect, of_patients
 from nnunet_dvcl.tools.experiment.runner import run_experiment
 from nnunet_dvcl.tools.experiment.runs import State, Workplace, all_runs
 from nnunet_dvcl.tools.pilot.folders import Folders
@@ -69,7 +69,7 @@ def run_pilot(
         hours: that the trainings may take, timing included.
         trainers: to compare with `BASELINE`.
         devices: as in an experiment file; a GPU where there is one without any.
-        group_pattern: for `group_by`; the cases of a patient stay together.
+        group_pattern: for `group_by`; the cases of a patient stay together, and count as one in the test.
         folder: the pilot's; without one it is in nnU-Net's results, beside the models of the data set.
 
     Returns:
@@ -234,7 +234,7 @@ class Pilot:
             "trainers": list(self.trainers),
             "devices": list(self.devices),
             "threads": self._threads,
-            "report": {"baseline": BASELINE},
+            "report": {"baseline": BASELINE} | ({"group_by": self.group_pattern} if self.group_pattern else {}),
         }
         with replacing(str(file)) as partial:
             Path(partial).write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
@@ -294,10 +294,11 @@ class Pilot:
     def _conclude(self, place: Workplace, schedule: Schedule) -> Verdict:
         cases = read_cases(place)
         write_report(place, self.root / "report")
-        dice = _dice_of_cases(collect(place, cases).cases, self.trainers)
-        verdict = judge(dice, schedule.steps, self._longest.steps)
+        dice = of_patients(_dice_of_cases(collect(place, cases).cases, self.trainers), self.group_pattern)
+        pairs = "patients" if self.group_pattern else "cases"
+        verdict = judge(dice, schedule.steps, self._longest.steps, pairs)
         with plain_style():
-            save_image(draw(dice, verdict.sentence), self.root / "pilot.png", dpi=150)
+            save_image(draw(dice, verdict.sentence, pairs), self.root / "pilot.png", dpi=150)
         return verdict
 
     def _tell_verdict(self, verdict: Verdict) -> None:

@@ -17,7 +17,7 @@ from nnunet_dvcl.cli import main
 from nnunet_dvcl.errors import UserError
 from nnunet_dvcl.tools.experiment import runner
 from nnunet_dvcl.tools.experiment.metrics import METRICS
-from nnunet_dvcl.tools.experiment.prepare import read_cases
+from nnunet_dvcl.tools.experiment.prepare import Cases, read_cases
 from nnunet_dvcl.tools.experiment.report import draw, latex, markdown
 from nnunet_dvcl.tools.experiment.results import collect
 from nnunet_dvcl.tools.experiment.runner import run_experiment
@@ -45,10 +45,20 @@ def trial(place, fakes, monkeypatch):
 
 
 def spoil(here, row: str, seed: int, change) -> None:
-    """Puts other predictions in the place of a run's; `change` gets the labels and the number of the case."""
-    (run,) = [run for run in all_runs(here.experiment) if run.row.name == row and run.seed == seed]
-    for index, file in enumerate(sorted(here.predictions(run).glob("*.nii.gz"))):
-        write_image(file, change(read_image(file), index).astype(np.uint8))
+    """Puts other predictions in the place of a seed's; `change` gets the labels and the number of the case."""
+    for run in all_runs(here.experiment):
+        if (run.row.name, run.seed) == (row, seed):
+            for index, file in enumerate(sorted(here.predictions(run).glob("*.nii.gz"))):
+                write_image(file, change(read_image(file), index).astype(np.uint8))
+
+
+def predict_validation_cases(here) -> Cases:
+    """Every prediction is the truth, for a trial without test cases."""
+    cases = read_cases(here)
+    for run in all_runs(here.experiment):
+        for case in cases.splits[run.split]["val"]:
+            write_image(here.predictions(run) / f"{case}.nii.gz", read_image(here.truth / f"{case}.nii.gz"))
+    return cases
 
 
 def shifted(labels: np.ndarray, index: int) -> np.ndarray:
@@ -159,7 +169,7 @@ def test_an_organ_that_is_missed_in_all_cases_of_a_seed_has_no_mean_distance(tri
     row = of_organs(collect(here, read_cases(here)), OURS, "HD95")
     assert list(row["mean"]) == pytest.approx([0, math.nan, math.nan], nan_ok=True)
     assert list(row["std"]) == pytest.approx([0, math.nan, math.nan], nan_ok=True)
-    assert (row["difference"].iloc[2], row["num_cases"].iloc[2]) == (0, 3)
+    assert (row["difference"].iloc[2], row["num_pairs"].iloc[2]) == (0, 3)
 
 
 def test_found_where_it_is_not(trial):
@@ -184,7 +194,46 @@ def test_the_test_is_paired_over_cases_with_means_over_seeds_and_organs(trial):
     assert tuple(test) == expected
     assert of_organs(results, OURS)["p_holm"].iloc[-1] == expected.p  # one comparison
     assert test["difference"] < 0
-    assert test["num_cases"] == 3
+    assert test["num_pairs"] == 3
+
+
+PATIENTS = r"case_[0-2]|case(?=_[3-5])"  # three of one case each, and one of three
+
+
+def test_cases_of_a_patient_count_as_one_in_the_test(trial):
+    here = trial(
+        splits={"labeled": ["50%"], "folds": 2, "use": [0, 1]}, report={"baseline": BASE, "group_by": PATIENTS}
+    )
+    cases = predict_validation_cases(here)
+    spoil(here, OURS, 0, shifted)
+    results = collect(here, cases)
+
+    def of_patients(row: str) -> list[float]:
+        dice = results.cases["Dice"].xs(row, level="row")
+        means = {case: dice.xs(case, level="case").mean() for case in dice.index.unique("case")}
+        return [*(means[f"case_{i}"] for i in range(3)), np.mean([means[f"case_{i}"] for i in range(3, 6)])]
+
+    test = of_organs(results, OURS).iloc[-1]
+    assert tuple(test[[*PairedTest._fields]]) == pytest.approx(compare(of_patients(OURS), of_patients(BASE)))
+    assert test["num_pairs"] == 4
+    assert test["cases"] == 6
+    text = markdown(here, cases, results)
+    assert "paired over the patients; the value of a case is the mean" in text
+    assert "that of a patient the mean over the cases" in text
+    assert "| Dice difference | p (patients) |" in text
+
+
+def test_a_pattern_that_finds_no_patient_ends_it_before_any_training(trial, fakes):
+    with pytest.raises(UserError, match=r"'p\[0-9\]\+' finds no group in these cases"):
+        trial(report={"baseline": BASE, "group_by": "p[0-9]+"})
+    assert not fakes.calls
+
+
+def test_the_patients_of_the_splits_are_those_of_the_test(place):
+    splits = {**TEST, "group_by": "case_[0-9]"}
+    assert place(splits=splits).experiment.patient_pattern == "case_[0-9]"
+    assert place(splits=splits, report={"group_by": PATIENTS}).experiment.patient_pattern == PATIENTS
+    assert place(splits={"keep": {"all": 0}}, trainers=ROWS).experiment.patient_pattern is None
 
 
 def test_holm_counts_the_comparisons_of_all_groups(trial):
@@ -227,11 +276,7 @@ def test_unfinished_seeds_of_one_training_are_named_together(trial):
 def test_without_test_cases_the_folds_together_are_the_cases(trial, tiny_dataset):
     """Each case validates in one fold. The report says what it means that there are no test cases."""
     here = trial(splits={"labeled": ["50%"], "folds": 2, "use": [0, 1]}, seeds=[0])
-    cases = read_cases(here)
-    for run in all_runs(here.experiment):
-        for case in cases.splits[run.split]["val"]:
-            truth = tiny_dataset.raw / "labelsTr" / f"{case}.nii.gz"
-            write_image(here.predictions(run) / f"{case}.nii.gz", read_image(truth))
+    cases = predict_validation_cases(here)
     results = collect(here, cases)
     assert tuple(results.cases.xs(BASE, level="row").index.unique("case")) == tiny_dataset.labeled
     assert of_organs(results, BASE)["mean"].iloc[2] == 1

@@ -35,7 +35,7 @@ def test_the_paired_test_is_wilcoxons():
 def test_cases_without_one_of_the_values_are_left_out():
     first, second = [0.5, math.nan, 0.7, 0.9, 0.8], [0.4, 0.1, math.nan, 0.7, 0.5]
     test = compare(first, second)
-    assert test.num_cases == 3
+    assert test.num_pairs == 3
     assert test.difference == pytest.approx((0.1 + 0.2 + 0.3) / 3)
     assert test.p == pytest.approx(naive_wilcoxon([0.1, 0.2, 0.3]))
 
@@ -43,7 +43,7 @@ def test_cases_without_one_of_the_values_are_left_out():
 def test_nothing_to_compare():
     assert compare([0.5, 0.6], [0.5, 0.6]).p == 1
     assert math.isnan(compare([math.nan], [1.0]).p)
-    assert compare([math.nan], [1.0]).num_cases == 0
+    assert compare([math.nan], [1.0]).num_pairs == 0
 
 
 def test_holm_by_hand():

@@ -138,10 +138,24 @@ def test_one_case_is_too_few(tiny_dataset, tmp_path):
         _ = pilot_of(keep_cases(tiny_dataset, 1), tmp_path).folds
 
 
+TWO_PATIENTS = "c(?=ase_[012])|case(?=_[345])"  # of three cases
+
+
 def test_cases_of_a_patient_stay_together(tiny_dataset, tmp_path):
-    """Two patients of three cases: the one validates while the other trains."""
-    folds = pilot_of(Dataset(tiny_dataset.name), tmp_path, group_pattern="c(?=ase_[012])|case(?=_[345])").folds
+    """The one patient validates while the other trains."""
+    folds = pilot_of(Dataset(tiny_dataset.name), tmp_path, group_pattern=TWO_PATIENTS).folds
     assert sorted(fold["val"] for fold in folds) == [["case_0", "case_1", "case_2"], ["case_3", "case_4", "case_5"]]
+
+
+def test_cases_of_a_patient_count_as_one(fakes, tiny_dataset, capsys):
+    """Better in 6 of 6 cases, p = 0.031, would be: in two patients, which is no proof."""
+    assert main([*WORDS, "--group-by", TWO_PATIENTS]) == 0
+    output = capsys.readouterr().out
+    assert "2 folds x 2 trainers = 4 trainings" in output
+    assert "== Only a tendency, as no test can tell with fewer than 6 patients: take nnUNetTrainerDVCL" in output
+    assert "better in 2 of 2 patients, p = 0.500" in output
+    (report,) = tiny_dataset.results.rglob("report.md")
+    assert "p (patients)" in report.read_text()
 
 
 def test_without_unlabeled_scans_there_is_nothing_to_try(tiny_dataset, capsys):

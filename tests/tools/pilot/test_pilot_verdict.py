@@ -66,6 +66,15 @@ def test_with_too_few_cases_for_any_test_it_is_a_tendency(others, least):
     assert enough.sentence.startswith(f"Take {others[-1]}")
 
 
+def test_patients_are_called_patients():
+    table = dice(DVCL=0.05 + NOISE)
+    few, enough = (judge(lines, 2000, LONG, "patients").sentence for lines in (table[:3], table))
+    assert few.startswith("Only a tendency, as no test can tell with fewer than 6 patients: take DVCL: ")
+    assert "better in 3 of 3 patients, p = 0.250)" in few
+    assert "paired over the validation patients" in enough
+    assert "cases" not in few + enough
+
+
 def test_a_tendency_to_the_worse():
     few = judge(dice(DVCL=NOISE - 0.05)[:3], 2000, LONG)
     assert few.trainer == "Supervised"
@@ -105,3 +114,5 @@ def test_the_picture_has_a_line_a_case_and_a_bar_at_each_mean():
     assert [label.get_text() for label in axes.get_xticklabels()] == ["Supervised", "DVCL"]
     assert [text.get_text() for text in axes.texts] == ["0.650", "0.700"]
     assert axes.get_title(loc="left").startswith("Take DVCL")
+    assert "validation cases" in axes.get_ylabel()
+    assert "validation patients" in draw(table, "", "patients").axes[0].get_ylabel()
