@@ -42,8 +42,9 @@ def configure(
             ``previous_stage`` and ``next_stage``, ``architecture.arch_kwargs.<key>``, and ``ssl.<key>``.
 
     Raises:
-        UserError: no such plans or configuration, an unknown key, an impossible value, or a previous stage that does
-            not name this configuration as its next one.
+        UserError: no such plans or configuration, an unknown key, an impossible value, a folder of preprocessed cases
+            that another configuration fills differently, or a previous stage that does not name this configuration as
+            its next one.
     """
     if not assignments:
         raise UserError("Nothing to change: give KEY=VALUE, for instance batch_size=2, or a --preset.")
@@ -73,7 +74,9 @@ def _write(
 
     replaced = name in plans["configurations"]
     plans["configurations"][name] = derived
-    check_previous_stage(PlansManager(deepcopy(plans)), name)
+    manager = PlansManager(deepcopy(plans))
+    _check_shared_data(manager, name)
+    check_previous_stage(manager, name)
     write_json(plans, plans_file)
     return parent, replaced
 
@@ -157,7 +160,7 @@ def _check(derived: dict, resolved: dict) -> None:
     """Refuses what no network or data loader could be built from."""
     check_ssl(resolved.get("ssl", {}))
     check_name(resolved["data_identifier"], "data_identifier")
-    changed = [key for key in derived if key in _PREPROCESSING_KEYS or key.startswith("resampling_fn")]
+    changed = [key for key in derived if _changes_data(key)]
     if changed and "data_identifier" not in derived:
         raise UserError(
             f"{', '.join(changed)} change the preprocessed data: give them a folder of their own with "
@@ -170,6 +173,25 @@ def _check(derived: dict, resolved: dict) -> None:
     total = [math.prod(axis) for axis in zip(*kwargs["strides"], strict=True)]
     if any(size % stride for size, stride in zip(patch_size, total, strict=True)):
         raise UserError(f"patch_size is {patch_size}, expected multiples of the network's total strides {total}.")
+
+
+def _changes_data(key: str) -> bool:
+    return key in _PREPROCESSING_KEYS or key.startswith("resampling_fn")
+
+
+def _check_shared_data(manager: PlansManager, name: str) -> None:
+    """Refuses a folder of preprocessed cases that another configuration fills with other ones."""
+    own = manager.get_configuration(name).configuration
+    for other in manager.available_configurations:
+        values = manager.get_configuration(other).configuration
+        differing = [key for key in own if _changes_data(key) and own[key] != values.get(key)]
+        if values["data_identifier"] == own["data_identifier"] and differing:
+            key = differing[0]
+            raise UserError(
+                f"{name} and {other} have the same data_identifier, {own['data_identifier']}, and would fill its "
+                f"folder differently: {key} is {json.dumps(own[key])} and {json.dumps(values[key])}. Give {name} "
+                "another data_identifier."
+            )
 
 
 def _check_stages(kwargs: dict, patch_size: list[int]) -> None:

@@ -307,6 +307,16 @@ def test_preprocessing_keys_come_with_a_folder_of_their_own(write):
     assert written["data_identifier"] == "nnUNetPlans_thick"
 
 
+def test_a_folder_of_preprocessed_cases_has_one_spacing(write, refused):
+    write("spacing=[1, 1.0, 2.0]", "data_identifier=nnUNetPlans_thick", name="thick")
+    write("spacing=[1, 1, 2]", "data_identifier=nnUNetPlans_thick", "batch_size=3", name="thick_too")
+    message = refused("spacing=[1, 1, 3]", "data_identifier=nnUNetPlans_thick", name="thicker")
+    assert "thicker and thick have the same data_identifier, nnUNetPlans_thick" in message
+    assert "spacing is [1, 1, 3] and [1, 1.0, 2.0]. Give thicker another data_identifier" in message
+    message = refused("spacing=[1, 1, 3]", "data_identifier=nnUNetPlans_3d_fullres", name="thicker")
+    assert "spacing is [1, 1, 3] and [1.0, 1.0, 1.0]" in message
+
+
 @pytest.mark.parametrize(
     ("dataset", "plans", "message"),
     [

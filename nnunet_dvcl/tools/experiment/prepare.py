@@ -99,11 +99,17 @@ def _plan(place: Workplace, bases: list[str]) -> None:
 def _preprocess(place: Workplace, runs: list[Run]) -> None:
     dataset, plans = place.dataset, place.experiment.plans
     manager = dataset.plans(plans)
-    configurations = sorted({_preprocessed_as(manager, run) for run in runs})
+    configurations = _one_per_folder(manager, runs)
     done = {name: dataset.preprocessed_cases(manager, name) for name in configurations}
     if missing := [name for name in configurations if dataset.labeled_cases.keys() - done[name]]:
         words = ("nnUNetv2_preprocess", "-d", dataset.id, "-plans_name", plans, "-c", *missing)
         _call(place, Command(*words), "preprocess")
+
+
+def _one_per_folder(manager: PlansManager, runs: list[Run]) -> list[str]:
+    """One configuration for each folder of preprocessed cases: nnU-Net would fill it again for each that shares it."""
+    names = sorted({_preprocessed_as(manager, run) for run in runs}, reverse=True)
+    return sorted({manager.get_configuration(name).data_identifier: name for name in names}.values())
 
 
 def _preprocessed_as(manager: PlansManager, run: Run) -> str:

@@ -34,6 +34,11 @@ _PREDICT = """
     labels="$nnUNet_raw/Dataset901_Tiny/labelsTr"
     for image in "$2"/*; do cp "$labels/$(basename "$image" _0000.nii.gz).nii.gz" "$4"; done
 """
+_PREPROCESS = """
+    #!/bin/sh
+    echo "preprocess $*" >> "$(dirname "$0")/calls"
+"""
+_COMMANDS = {"nnUNetv2_train": _TRAIN, "nnUNetv2_predict": _PREDICT, "nnUNetv2_preprocess": _PREPROCESS}
 CONTENT = {
     "dataset": 901,
     "configurations": {"2d_small": {"from": "2d_tiny", "set": {"batch_size": 3, "ssl.num_epochs": 2}}},
@@ -56,7 +61,7 @@ class Fakes:
 
     def __init__(self, folder: Path):
         self.folder = folder
-        for name, text in (("nnUNetv2_train", _TRAIN), ("nnUNetv2_predict", _PREDICT)):
+        for name, text in _COMMANDS.items():
             (folder / name).write_text(textwrap.dedent(text).strip() + "\n")
             (folder / name).chmod(0o755)
 

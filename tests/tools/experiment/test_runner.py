@@ -76,6 +76,16 @@ def test_a_whole_experiment_and_nothing_twice(place, fakes, tiny_dataset, monkey
     assert fakes.calls == []
 
 
+def test_a_folder_that_configurations_share_is_preprocessed_once(place, fakes):
+    """Each row and seed has a configuration of its own, and nnU-Net preprocesses all that it is given."""
+    thick = {"from": "2d_tiny", "set": {"data_identifier": "thick", "spacing": [1.0, 2.0]}}
+    thicker = {"from": "2d_tiny", "set": {"data_identifier": "thicker", "spacing": [2.0, 2.0]}}
+    same = {"from": "2d_tiny", "set": {"batch_size": 3}}
+    here = place(configurations={"thick": thick, "thicker": thicker, "same": same}, seeds=[0, 1])
+    prepare.prepare(here)
+    assert fakes.calls == ["preprocess -d 901 -plans_name nnUNetPlans -c thick_DVCL_seed0 thicker_DVCL_seed0"]
+
+
 def test_a_file_gets_few_lines_of_what_runs(place, fakes, capsys):
     """Not one at each look at the processes."""
     assert run_experiment(place()) == 0
