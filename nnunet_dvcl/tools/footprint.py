@@ -215,7 +215,10 @@ def peak_bytes(call: Callable[[], object]) -> int:
 
 def _profiled(call: Callable[[], object]) -> list[dict]:
     """The events of a call in the form of Chrome's traces: ``"ts"`` is the time in microseconds."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+    with (
+        environment_variable("KINETO_LOG_LEVEL", "99"),  # without a GPU torch 2.14's profiler prints an ERROR
+        torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile,
+    ):
         call()
     with TemporaryDirectory() as folder:
         file = join(folder, "trace.json")

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import statistics
+import subprocess
 import sys
 
 import pytest
@@ -122,6 +123,13 @@ def test_nothing_is_left_behind_and_the_table_is_told(tiny_dataset, capsys):
         "with ssl.sequential_twins=tru",
         "A CPU trains in float32. On a",
     ]
+
+
+def test_the_profiler_says_nothing():
+    """In a process of its own: it speaks once."""
+    code = "import torch; from nnunet_dvcl.tools.footprint import peak_bytes; print(peak_bytes(lambda: torch.ones(9)))"
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert (int(said.stdout.splitlines()[-1]) > 0, said.stderr) == (True, "")
 
 
 def test_it_shows_how_far_it_is(tiny_dataset, capsys, monkeypatch):
