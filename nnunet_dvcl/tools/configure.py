@@ -176,7 +176,8 @@ def _check(derived: dict, resolved: dict) -> None:
 
 
 def _changes_data(key: str) -> bool:
-    return key in _PREPROCESSING_KEYS or key.startswith("resampling_fn")
+    # resampling_fn_probabilities is of the prediction
+    return key in _PREPROCESSING_KEYS or key.startswith(("resampling_fn_data", "resampling_fn_seg"))
 
 
 def _check_shared_data(manager: PlansManager, name: str) -> None:

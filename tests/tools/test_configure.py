@@ -317,6 +317,13 @@ def test_a_folder_of_preprocessed_cases_has_one_spacing(write, refused):
     assert "spacing is [1, 1, 3] and [1.0, 1.0, 1.0]" in message
 
 
+def test_how_predictions_are_resampled_is_not_of_the_preprocessed_cases(write):
+    assert write("resampling_fn_probabilities_kwargs={}") == {
+        "inherits_from": "3d_tiny",
+        "resampling_fn_probabilities_kwargs": {},
+    }
+
+
 @pytest.mark.parametrize(
     ("dataset", "plans", "message"),
     [

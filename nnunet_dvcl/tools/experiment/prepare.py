@@ -120,7 +120,7 @@ def _preprocessed_as(manager: PlansManager, run: Run) -> str:
 
 
 def _preprocess_unlabeled(place: Workplace, runs: list[Run], cases: Cases) -> None:
-    scans, plans, configurations = place.dataset.unlabeled_scans, place.dataset.plans(place.experiment.plans), set()
+    scans, plans, taking = place.dataset.unlabeled_scans, place.dataset.plans(place.experiment.plans), []
     for run in runs:
         if not is_semi_supervised(run.row.trainer) and run.row.selftrain is None:
             continue
@@ -134,9 +134,10 @@ def _preprocess_unlabeled(place: Workplace, runs: list[Run], cases: Cases) -> No
                 "amounts that it is for."
             )
         if scans and takes_scans and run.row.selftrain is None:
-            configurations.add(_preprocessed_as(plans, run))
-    if configurations:
-        words = ("preprocess", "-d", place.dataset.id, "-p", place.experiment.plans, "-c", *sorted(configurations))
+            taking.append(run)
+    if taking:
+        configurations = _one_per_folder(plans, taking)
+        words = ("preprocess", "-d", place.dataset.id, "-p", place.experiment.plans, "-c", *configurations)
         _call(place, Command("nnunet_dvcl", *words), "preprocess_unlabeled")
 
 

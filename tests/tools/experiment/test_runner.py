@@ -86,6 +86,15 @@ def test_a_folder_that_configurations_share_is_preprocessed_once(place, fakes):
     assert fakes.calls == ["preprocess -d 901 -plans_name nnUNetPlans -c thick_DVCL_seed0 thicker_DVCL_seed0"]
 
 
+def test_unlabeled_scans_of_a_folder_that_configurations_share_are_preprocessed_once(place, monkeypatch):
+    called = []
+    monkeypatch.setattr(prepare, "_call", lambda place, command, name: called.append((name, str(command))))
+    thick = {"from": "2d_tiny", "set": {"data_identifier": "thick", "spacing": [1.0, 2.0]}}
+    prepare.prepare(place(configurations={"thick": thick}, trainers=["nnUNetTrainerDVCL"], seeds=[0, 1]))
+    scans = [command for name, command in called if name == "preprocess_unlabeled"]
+    assert scans == ["nnunet_dvcl preprocess -d 901 -p nnUNetPlans -c thick_seed0"]
+
+
 def test_a_file_gets_few_lines_of_what_runs(place, fakes, capsys):
     """Not one at each look at the processes."""
     assert run_experiment(place()) == 0
